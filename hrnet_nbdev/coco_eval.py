@@ -193,23 +193,32 @@ def poses_to_coco(
     return results
 
 # %% ../nbs/05_coco_eval.ipynb #47b04729
+def _person_category(gt): # category of a pycocotools COCO that names key points
+    return next(c for c in gt.cats.values() if c.get("keypoints"))
+
+def _numbers(result): # key points and score of a result as floats; empty when they are anything else
+    try: return np.array([*result["keypoints"], result["score"]], np.float64)
+    except (TypeError, ValueError): return np.zeros(0)
+
 def check_results(
     gt, # pycocotools COCO with the true key points
     results, # what should be COCO key point results
     name="the results", # file name for the message
 ):
     "Raise `UserError` unless `results` is a list of key point results about pictures of `gt`."
-    if not isinstance(results, list): raise UserError(f"{name} is not a list of results: give the file that hrnet_eval_coco writes, not annotations")
-    K = len(gt.cats[min(gt.cats)]["keypoints"])
+    if not isinstance(results, list): raise UserError(f"{name} is not a list of results: give the results.json of an evaluation, not an annotation file")
+    K = len(_person_category(gt)["keypoints"])
     for r in results:
         if not (isinstance(r, dict) and {"image_id", "category_id", "keypoints", "score"} <= r.keys()):
             raise UserError(f"{name} holds no key point results: each needs image_id, category_id, keypoints and score")
-        if len(r["keypoints"]) != 3 * K or not np.isfinite(r["keypoints"] + [r["score"]]).all():
+        numbers = _numbers(r)
+        if len(numbers) != 3 * K + 1 or not np.isfinite(numbers).all():
             raise UserError(f"{name} has a result for image {r['image_id']} whose keypoints are not {3 * K} finite numbers: "
                             "it belongs to another set of joints, or is damaged")
     for field, known in (("image_id", gt.imgs), ("category_id", gt.cats)):
-        unknown = sorted({r[field] for r in results} - known.keys())
-        if unknown: raise UserError(f"{name} has {field} {unknown[0]} (and {len(unknown) - 1} more) that the annotations do not know: score it with its own split")
+        unknown = {r[field] for r in results} - known.keys()
+        if unknown: raise UserError(f"{name} has {len(unknown)} {field}s that the annotations do not know, {min(unknown, key=str)} for one: "
+                                    "score it against the split it was made for")
 
 # %% ../nbs/05_coco_eval.ipynb #d8573ee0
 SCORE_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -227,6 +236,8 @@ def coco_scores(
 ): # dict of ten numbers 0..1; -1 where there is nothing to find
     "AP and AR by the official evaluator: over OKS thresholds 0.5:0.05:0.95, at 0.5 and 0.75, for medium and large people."
     check_results(gt, results)
+    if any(not {"area", "bbox"} <= a.keys() for a in gt.anns.values()):
+        raise UserError("the annotations lack area or bbox, which the evaluator needs: add them to each annotation")
     ids = set(gt.imgs if image_ids is None else image_ids) & set(people_images(gt) if people_only else gt.imgs)
     with contextlib.redirect_stdout(io.StringIO()):            # the evaluator prints as it goes
         found = gt.loadRes(deepcopy(results)) if results else COCO()
@@ -252,7 +263,7 @@ def predict_dataset(
     try:
         for i in tqdm(range(min(len(dataset), limit or len(dataset))), "poses", unit="img", disable=not progress):
             poses, scores = predict_poses(model, read_image(dataset.image_path(i)), schema=dataset.schema, **options)
-            results += poses_to_coco(poses, scores, dataset.ids[i], min(dataset.coco.cats))
+            results += poses_to_coco(poses, scores, dataset.ids[i], _person_category(dataset.coco)["id"])
     finally: model.train(was_training)
     return results
 
@@ -268,7 +279,9 @@ def evaluate(
 ): # dict of ten numbers, list of official results
     "AP and AR of a model on one split of a COCO folder. Raises `UserError` when the folder or a picture is not as it should be."
     data = CocoPoses(root, split, only_annotated=False)
-    K = len(data.schema.names)
+    joints = getattr(model, "config", {}).get("num_joints", data.schema.num_joints)
+    if joints != data.schema.num_joints:
+        raise UserError(f"the model finds {joints} joints, {data.file} has {data.schema.num_joints}: choose a model that was trained for these annotations")
     results = predict_dataset(model, data, limit, progress, **options)
     scores = coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only)
     return scores, results
