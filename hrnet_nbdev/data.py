@@ -231,7 +231,7 @@ class PoseAffine(A.DualTransform):
         out[:, :2] = out[:, :2] @ matrix[:2, :2].T + matrix[:2, 2]
         if not mirrored: return out
         out[:, 0] = self.size - 1 - out[:, 0]
-        return out.reshape(len(out) // k, k, -1)[:, self.joint_flip].reshape(out.shape)
+        return out.reshape(len(out) // k, k, out.shape[1])[:, self.joint_flip].reshape(out.shape)
 
 # %% ../nbs/00_data.ipynb #35db617b
 class TrainTransform:

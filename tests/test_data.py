@@ -1,0 +1,325 @@
+"""The COCO data set class, the augmentation and the targets on small folders made here, and on what users get wrong."""
+import json
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from pycocotools import mask as rle_tools
+from scipy.stats import kstest
+from hrnet_nbdev.data import (COCO_SCHEMA, CocoPoses, TrainTransform, collate_poses, draw_heatmaps, gaussian_patch, ignore_mask,
+                              normalize, read_schema, single_thread, tag_indices)
+from hrnet_nbdev.files import UserError
+
+CROWDPOSE = dict(id=1, name="person", keypoints=["left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist",
+    "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head", "neck"],
+    skeleton=[[13, 14], [14, 1], [14, 2], [1, 3], [3, 5], [2, 4], [4, 6], [14, 7], [14, 8], [7, 9], [9, 11], [8, 10], [10, 12]])
+COCO17 = dict(id=1, name="person", keypoints=list(COCO_SCHEMA.names), skeleton=[[a + 1, b + 1] for a, b in COCO_SCHEMA.limbs])
+
+def person(number, image_id, joints, **fields):
+    joints = np.asarray(joints, float)
+    return dict(id=number, image_id=image_id, category_id=1, iscrowd=0, area=100., bbox=[0, 0, 10, 10], segmentation=[],
+                num_keypoints=int((joints[:, 2] > 0).sum()), keypoints=joints.ravel().tolist()) | fields
+
+def write_folder(root, category=COCO17, annotations=None, split="train2017"):
+    "A COCO folder of three 80x60 pictures: two people in the first, one in the second, nobody in the third."
+    rng, k = np.random.default_rng(0), len(category["keypoints"])
+    joints = lambda: np.column_stack([rng.integers(5, 75, k), rng.integers(5, 55, k), np.arange(k) % 3])
+    if annotations is None: annotations = [person(1, 7, joints()), person(2, 7, joints()), person(3, 5, joints())]
+    images = [dict(id=i, file_name=f"{i:012d}.png", height=60, width=80) for i in (7, 5, 9)]
+    (root/"annotations").mkdir(parents=True)
+    (root/"images"/split).mkdir(parents=True)
+    for im in images: cv2.imwrite(str(root/"images"/split/im["file_name"]), rng.integers(0, 255, (60, 80, 3), np.uint8))
+    (root/f"annotations/person_keypoints_{split}.json").write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=[category])))
+    return root
+
+@pytest.fixture
+def folder(tmp_path): return write_folder(tmp_path/"coco")
+
+def edit(folder, change, name="annotations/person_keypoints_train2017.json"):
+    content = json.loads((folder/name).read_text())
+    change(content)
+    (folder/name).write_text(json.dumps(content))
+
+# ---- schema
+
+def test_crowdpose_schema():
+    schema = read_schema(CROWDPOSE)
+    assert schema.num_joints == 14 and schema.flip == (1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13)
+    assert schema.limbs[0] == (12, 13)
+    np.testing.assert_allclose(schema.sigmas, np.array([.79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89, .79, .79]) / 10)
+
+def test_own_schema():
+    "A category's own sigmas win; unknown parts and joints without a partner are allowed."
+    schema = read_schema(dict(keypoints=["Tail", "paw_left", "paw_right", "left_fin"], sigmas=[1, 2, 3, 4]))
+    assert schema.flip == (0, 2, 1, 3) and schema.sigmas == (1, 2, 3, 4) and schema.limbs == ()
+    assert read_schema(dict(keypoints=["tail", "nose"])).sigmas == (.079, .026)
+
+@pytest.mark.parametrize("category, says", [
+    (dict(name="cat"), "'cat' names no key points"),
+    (dict(name="p", keypoints=["a", "b"], skeleton=[[0, 1]]), "count its 2 key points from 1"),
+    (dict(name="p", keypoints=["a", "b"], sigmas=[.1]), "2 key points but 1 sigmas")])
+def test_bad_schema(category, says):
+    with pytest.raises(UserError, match=says): read_schema(category)
+
+# ---- the data set
+
+def test_folder(folder):
+    data = CocoPoses(folder, "train")
+    assert data.split == "train2017" and data.ids == [7, 5] and len(data) == 2 and data.schema == COCO_SCHEMA
+    raw = data.raw(0)
+    assert raw["image"].shape == (60, 80, 3) and raw["image"].dtype == np.uint8 and raw["id"] == 7 and raw["ann_ids"] == [1, 2]
+    assert raw["joints"].shape == (2, 17, 3) and raw["joints"].dtype == np.float32
+    assert raw["mask"].shape == (60, 80) and raw["mask"].dtype == bool and raw["mask"].all()
+    everything = CocoPoses(folder, "train2017", only_annotated=False)
+    assert everything.ids == [7, 5, 9] and everything[2]["joints"].shape == (0, 17, 3)
+
+def test_own_split_name(tmp_path):
+    write_folder(tmp_path/"c", split="val")
+    assert CocoPoses(tmp_path/"c", "val").split == "val"
+
+def test_fields_left_out(folder):
+    "Other people's files lack `iscrowd` and `num_keypoints`; the evaluator needs them."
+    def strip(content):
+        for a in content["annotations"]: del a["iscrowd"], a["num_keypoints"]
+    edit(folder, strip)
+    data = CocoPoses(folder, "train2017")
+    assert [(a["iscrowd"], a["num_keypoints"]) for a in data.people(0)] == [(0, 11), (0, 11)]
+
+def test_crowdpose_folder(tmp_path):
+    data = CocoPoses(write_folder(tmp_path/"c", CROWDPOSE), "train2017")
+    item = TrainTransform(64, data.schema)(data.raw(0))
+    assert item["joints"][0].shape == (2, 14, 3) and data.schema.num_joints == 14
+    assert draw_heatmaps(item["joints"][0][None], 16).shape == (1, 14, 16, 16)
+
+def test_ignore_mask_kinds():
+    "Crowds with plain and packed run lengths, and people without key points as polygons."
+    box = np.zeros((60, 80), np.uint8, order="F")
+    box[10:20, 30:50] = 1
+    packed = rle_tools.encode(box)
+    text = dict(size=[60, 80], counts=packed["counts"].decode())
+    runs = dict(size=[60, 80], counts=[1810] + [10, 50] * 19 + [10, 1840])
+    polygon = [[30, 10, 50, 10, 50, 20, 30, 20]]
+    joints = np.zeros((17, 3))
+    for fields in (dict(iscrowd=1, segmentation=text), dict(iscrowd=1, segmentation=runs), dict(segmentation=polygon),
+                   dict(segmentation=text)):
+        np.testing.assert_array_equal(ignore_mask([person(1, 7, joints, **fields)], 60, 80), box == 0)
+    joints[0] = 1
+    assert ignore_mask([person(1, 7, joints, segmentation=polygon)], 60, 80).all()      # someone with a joint counts
+    two = [person(1, 7, joints * 0, segmentation=polygon + [[0, 0, 5, 0, 5, 5, 0, 5]]), person(2, 7, joints * 0)]
+    assert (~ignore_mask(two, 60, 80)).sum() == 200 + 25
+
+# ---- what users get wrong
+
+def remove_images(f): [p.unlink() for p in sorted((f/"images/train2017").iterdir())[:2]]
+def remove_folder(f): remove_images(f); [p.unlink() for p in (f/"images/train2017").iterdir()]; (f/"images/train2017").rmdir()
+def captions(f): edit(f, lambda c: (c.pop("categories"), [a.pop("keypoints") for a in c["annotations"]]))
+def instances(f): edit(f, lambda c: (c["categories"][0].pop("keypoints"), [a.pop("keypoints") for a in c["annotations"]]))
+def cut_off(f): (p := f/"annotations/person_keypoints_train2017.json").write_text(p.read_text()[:500])
+
+@pytest.mark.parametrize("spoil, says", [
+    (remove_images, r"images/train2017 lacks 2 of the 3 annotated pictures, 000000000007.png|lacks 2 of the 3 .*000000000005.png"),
+    (remove_folder, r"images/train2017 is missing: unpack train2017.zip"),
+    (lambda f: (f/"annotations/person_keypoints_train2017.json").unlink(), "person_keypoints_train2017.json is missing: unpack"),
+    (captions, "train2017.json holds no key points"),
+    (instances, "train2017.json holds no key points"),
+    (lambda f: (f/"annotations/person_keypoints_train2017.json").write_text("[1, 2]"), "holds no key points"),
+    (cut_off, "not a valid key-point annotation file"),
+    (lambda f: edit(f, lambda c: c["annotations"].clear()), "train2017.json annotates nobody"),
+    (lambda f: edit(f, lambda c: c["categories"][0]["skeleton"].append([0, 3])), "train2017.json: the skeleton")])
+def test_spoilt_folder(folder, spoil, says):
+    spoil(folder)
+    with pytest.raises(UserError, match=says): CocoPoses(folder, "train2017")
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match="nothing is not a folder"): CocoPoses(tmp_path/"nothing", "train2017")
+
+def test_spoilt_pictures(folder):
+    data = CocoPoses(folder, "train2017")
+    data.image_path(0).write_bytes(data.image_path(0).read_bytes()[:40])
+    with pytest.raises(UserError, match="000000000007.png cannot be read"): data[0]
+    data.image_path(0).write_text("this is not a picture")
+    with pytest.raises(UserError, match="000000000007.png cannot be read"): data[0]
+    cv2.imwrite(str(data.image_path(0)), np.zeros((30, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="000000000007.png is 40x30 pixels, its annotation says 80x60"): data[0]
+    data.image_path(0).unlink()
+    with pytest.raises(UserError, match="000000000007.png is missing"): data[0]
+
+def test_other_files_beside_pictures(folder):
+    (folder/"images/train2017/notes.txt").write_text("not a picture, and nobody's business")
+    assert CocoPoses(folder, "train2017")[0]["image"].shape == (60, 80, 3)
+
+def test_wrong_number_of_joints(folder):
+    edit(folder, lambda c: c["annotations"][0]["keypoints"].pop())
+    with pytest.raises(UserError, match="image 7 does not have 17 key points"): CocoPoses(folder, "train2017")[0]
+
+# ---- augmentation
+
+def dots(size=200):
+    "A black picture with three soft white dots, each a joint of a three-joint person."
+    joints = np.array([[[60, 50, 2], [140, 90, 1], [110, 150, 2]]], np.float32)
+    image = np.zeros((size, size, 3), np.uint8)
+    for x, y, _ in joints[0].astype(int): image[y - 2:y + 3, x - 2:x + 3] = 255
+    return dict(image=image, joints=joints, mask=np.ones((size, size), bool), id=1)
+
+DOTS = read_schema(dict(keypoints=["left_a", "right_a", "b"]))
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_joints_stay_on_the_picture(flip):
+    "After the transform every joint lies on its dot: the two agree on where a pixel is."
+    torch.manual_seed(0)
+    transform = TrainTransform(256, DOTS, scale=(.9, 1.2), translation=5, flip=flip)
+    for _ in range(8):
+        item = transform(dots())
+        white = (item["image"][0] > 100).numpy().astype(np.uint8)
+        _, _, _, middles = cv2.connectedComponentsWithStats(white)
+        for level, stride in enumerate((4, 2)):
+            joints = item["joints"][level][0].numpy()
+            # mirrored maps: w - 1 - x at each size, so a map's pixel 0 is the input's pixel stride - 1
+            xy = joints[:, :2] * stride + [flip * (stride - 1), 0]
+            assert np.abs(xy[:, None] - middles[None, 1:]).max(-1).min(1).max() < 0.6
+            assert joints[:, 2].tolist() == ([1, 2, 2] if flip else [2, 1, 2])
+
+def test_left_and_right_change_places():
+    torch.manual_seed(0)
+    still = dict(rotation=0, scale=(1, 1), translation=0)
+    plain, mirrored = (TrainTransform(200, DOTS, flip=f, **still)(dots())["joints"][1][0] for f in (0, 1))
+    np.testing.assert_allclose(plain, dots()["joints"][0] / [2, 2, 1])
+    np.testing.assert_allclose(mirrored[:, 0], 99 - plain[[1, 0, 2], 0])
+    np.testing.assert_allclose(mirrored[:, 1:], plain[[1, 0, 2], 1:])
+
+def test_mask_follows_picture():
+    "Outside the picture nothing counts, and an ignored square lands where the picture's square lands."
+    torch.manual_seed(3)
+    raw = dots()
+    raw["image"][:] = 255
+    raw["image"][80:160, 40:120] = 0
+    raw["mask"] = raw["image"][..., 0] > 0
+    item = TrainTransform(256, DOTS, scale=(1.4, 1.5))(raw)
+    small = cv2.resize(item["image"][0].numpy(), (64, 64), interpolation=cv2.INTER_AREA)
+    assert item["masks"][0].shape == (64, 64) and item["masks"][1].shape == (128, 128) and item["masks"][0].dtype == torch.bool
+    assert (item["masks"][0].numpy() != (small > 127)).mean() < 0.03
+    assert 0.2 < item["masks"][0].float().mean() < 0.8
+
+def test_placement_distribution():
+    "Rotation, scale, flip uniform over their ranges; the shift in whole pixels, upper end left out (see test_golden_data)."
+    affine = TrainTransform(512).affine
+    affine.set_random_seed(0)
+    drawn = [affine.get_params_dependent_on_data(dict(shape=(480, 640, 3)), {}) for _ in range(4000)]
+    scale, rotation = (np.array([d[k] for d in drawn]) for k in ("scale", "rotation"))
+    assert kstest(scale / 2.4, "uniform", (0.75, 0.75)).pvalue > 0.01
+    assert kstest(rotation, "uniform", (-30, 60)).pvalue > 0.01
+    assert abs(np.mean([d["mirrored"] for d in drawn]) - 0.5) < 0.03
+    shift, reach = np.array([d["center"] - [320, 240] for d in drawn]), (40 * scale).astype(int)[:, None]
+    assert (shift == shift.round()).all() and (shift >= -reach).all() and (shift < reach).all()
+    for axis in range(2): assert kstest((shift[:, axis] + reach[:, 0] + 0.5) / (2 * reach[:, 0]), "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(np.column_stack([scale, rotation, shift]).T) - np.eye(4)).max() < 0.05
+
+def test_settings_switch_off(folder):
+    raw = CocoPoses(folder, "train2017").raw(0)
+    a, b = (TrainTransform(64, rotation=0, scale=(1, 1), translation=0, flip=0)(raw) for _ in range(2))
+    assert torch.equal(a["image"], b["image"])
+    np.testing.assert_allclose(a["joints"][0][..., 0], (raw["joints"][..., 0] - 10) * 16 / 60, atol=1e-5)
+
+def test_torch_seed_fixes_item(folder):
+    raw = CocoPoses(folder, "train2017").raw(0)
+    transform = TrainTransform(64, extra=(A.RandomBrightnessContrast(p=0.5), A.ToGray(p=0.5)))
+    def items(seed): torch.manual_seed(seed); return [transform(raw) for _ in range(3)]
+    a, b, c = items(1), items(1), items(2)
+    assert all(torch.equal(x["image"], y["image"]) and torch.equal(x["joints"][0], y["joints"][0]) for x, y in zip(a, b))
+    assert not torch.equal(a[0]["image"], c[0]["image"]) and not torch.equal(a[0]["image"], a[1]["image"])
+
+def test_extras_draw_independently(folder):
+    "Two transforms with probability 1/2 are both applied a quarter of the time, not always together."
+    raw = CocoPoses(folder, "train2017").raw(0)
+    transform = TrainTransform(32, extra=(A.InvertImg(p=0.5), A.ToGray(p=0.5)))
+    torch.manual_seed(0)
+    both = 0
+    for _ in range(200):
+        transform(raw)
+        both += all(t.params for t in transform.compose.transforms[:2])
+    assert 30 < both < 70
+
+def test_extras_see_picture_masks_and_joints():
+    still = dict(rotation=0, scale=(1, 1), translation=0, flip=0)
+    raw = dots()
+    raw["mask"][:100] = False
+    turned = TrainTransform(200, DOTS, extra=(A.Rotate((180, 180), p=1),), **still)(raw)
+    np.testing.assert_allclose(turned["joints"][1][0, :, :2], (199 - raw["joints"][0, :, :2]) / 2, atol=0.1)
+    assert turned["masks"][1][:49].all() and not turned["masks"][1][51:].any()
+    gone = TrainTransform(200, DOTS, extra=(A.CenterCrop(40, 40),), **still)(raw)      # joints outside stay in the list
+    assert gone["joints"][0].shape == (1, 3, 3)
+
+def test_nobody_and_batches(folder):
+    data = CocoPoses(folder, "train2017", TrainTransform(64), only_annotated=False)
+    batch = collate_poses([data[i] for i in (0, 1, 2)])
+    assert batch["image"].shape == (3, 3, 64, 64) and batch["image"].dtype == torch.uint8 and batch["ids"].tolist() == [7, 5, 9]
+    assert [j.shape for j in batch["joints"]] == [(3, 2, 17, 3)] * 2 and not batch["joints"][0][1, 1].any()
+    assert [m.shape for m in batch["masks"]] == [(3, 16, 16), (3, 32, 32)]
+    empty = collate_poses([data[2]])
+    assert empty["joints"][0].shape == (1, 1, 17, 3) and not draw_heatmaps(empty["joints"][0], 16).any()
+    assert normalize(batch["image"]).dtype == torch.float32
+
+def test_workers_repeat(folder):
+    "Two loader processes give the same batches for the same seed."
+    data = CocoPoses(folder, "train2017", TrainTransform(64))
+    def run():
+        torch.manual_seed(5)
+        loader = torch.utils.data.DataLoader(data, 1, shuffle=True, num_workers=2, collate_fn=collate_poses, worker_init_fn=single_thread)
+        return [b["image"] for b in loader]
+    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+
+# ---- targets
+
+def drawn_one_by_one(joints, size, sigma):
+    "The definition, joint by joint: the oracle of the vectorised function."
+    h, w = size
+    maps = np.zeros((joints.shape[1], h, w), np.float32)
+    d = np.arange(0, 6 * sigma + 3) - 3 * sigma - 1
+    patch = np.exp(-(d[:, None]**2 + d**2) / (2 * sigma**2)).astype(np.float32)
+    for p in joints:
+        for k, (x, y, v) in enumerate(p):
+            x, y = int(x), int(y)
+            if v <= 0 or not (0 <= x < w and 0 <= y < h): continue
+            left, top = int(np.round(x - 3 * sigma - 1)), int(np.round(y - 3 * sigma - 1))
+            right, bottom = int(np.round(x + 3 * sigma + 2)), int(np.round(y + 3 * sigma + 2))
+            for row in range(max(0, top), min(bottom, h)):
+                for col in range(max(0, left), min(right, w)):
+                    maps[k, row, col] = max(maps[k, row, col], patch[row - top, col - left])
+    return maps
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 1.1]), st.integers(9, 40), st.integers(9, 40))
+def test_heatmaps_equal_loop(seed, sigma, h, w):
+    rng = np.random.default_rng(seed)
+    people = rng.integers(0, 5)
+    joints = np.concatenate([rng.uniform(-4, 44, (people, 3, 2)), rng.integers(0, 3, (people, 3, 1))], 2).astype(np.float32)
+    maps = draw_heatmaps(torch.from_numpy(joints)[None], (h, w), sigma)[0].numpy()
+    np.testing.assert_array_equal(maps, drawn_one_by_one(joints, (h, w), sigma))
+
+def test_batched_targets_equal_single():
+    rng = torch.Generator().manual_seed(0)
+    joints = torch.rand(3, 4, 17, 3, generator=rng) * torch.tensor([70., 70, 2])
+    assert torch.equal(draw_heatmaps(joints, 64), torch.cat([draw_heatmaps(j[None], 64) for j in joints]))
+    assert torch.equal(tag_indices(joints, 64), torch.cat([tag_indices(j[None], 64) for j in joints]))
+
+def test_tag_indices_by_hand():
+    joints = torch.tensor([[[[1., 2, 0], [3.9, 1.2, 2], [9, 0, 2]], [[-.5, 0, 1], [0, -1, 2], [2, 2, 2]]]])   # map 4 high, 8 wide
+    assert tag_indices(joints, (4, 8)).tolist() == [[[[32 + 8 + 3, 1], [0, 0], [0, 0]], [[0, 1], [64 + 18, 1], [0, 0]]]]
+
+@pytest.mark.parametrize("sigma", [0.5, 1, 1.5, 2, 2.5, 3])
+def test_gaussian_patch(sigma):
+    patch = gaussian_patch(sigma)
+    assert patch.shape[0] == patch.shape[1] == 6 * sigma + 3 and torch.equal(patch, patch.T) and torch.equal(patch, patch.flip(0))
+    assert (patch.max() == 1) == (3 * sigma % 1 == 0)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_targets_on_gpu():
+    joints = torch.rand(4, 40, 17, 3) * torch.tensor([140., 140, 2]) - torch.tensor([5., 5, 0])
+    for size, sigma in ((128, 2.), (96, 1.5)):
+        assert torch.equal(draw_heatmaps(joints.cuda(), size, sigma).cpu(), draw_heatmaps(joints, size, sigma))
+        assert torch.equal(tag_indices(joints.cuda(), size).cpu(), tag_indices(joints, size))
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(normalize(images.cuda()).cpu(), normalize(images))
