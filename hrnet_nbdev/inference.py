@@ -238,6 +238,7 @@ def hrnet_pose(
     device: str = "", # cuda or cpu; default: the GPU when there is one
 ):
     "Find people in pictures: writes each picture with skeletons, and results.json in COCO's format."
+    if min(det_thr, tag_thr, score_thr) < 0: raise UserError("--det_thr, --tag_thr and --score_thr must not be negative: their defaults are 0.1, 1 and 0.1")
     pictures, others = find_pictures(sources)
     out = Path(out)
     if out.resolve() in {p.parent.resolve() for p in pictures}:
