@@ -46,7 +46,7 @@ LEGS = dict(stand=[(-8, 12, 0, 12, 2, 12), (-8, 12, 0, 12, 2, 12)], wide=[(-5, 1
 ARMS = dict(hang=(-20, 25, 4, 18, 0, 35, 0, 10), swing=(-40, 45, 3, 10, 10, 70, 0, 5), high=(-20, 30, 110, 165, 0, 40, -30, 20),
             side=(-15, 25, 60, 100, 0, 25, -20, 20), reach=(50, 110, 0, 25, 0, 50, 0, 20), akimbo=(-25, 0, 35, 55, 0, 20, 70, 100),
             phone=(20, 50, 15, 35, 110, 140, 0, 15), wave=(0, 20, 60, 95, 0, 20, -95, -50))
-LIMITS = dict(lean=(-15, 80), tilt=(-25, 25), twist=(-30, 30), shoulder=(-50, 120), out=(0, 170), elbow=(0, 145), inward=(-100, 110),
+LIMITS = dict(lean=(-15, 80), tilt=(-25, 25), twist=(-30, 30), shoulder=(-50, 120), out=(0, 180), elbow=(0, 145), inward=(-100, 110),
               hip=(-35, 120), spread=(0, 40), knee=(0, 140), turn=(-70, 70), nod=(-30, 35))
 LENGTHS = dict(torso=.29, shoulder=.10, hip=.062, upper_arm=.165, forearm=.14, hand=.045, thigh=.24, shin=.22, foot=.075,
                neck=.115, head=.068)  # in units of the standing height
@@ -64,6 +64,7 @@ def sample_pose(rng: np.random.Generator,  # source of randomness
         row = ARMS[both if rng.random() < .45 else rng.choice(list(ARMS), p=[.34, .16, .08, .08, .12, .1, .06, .06])]
         for name, low, high in zip(('shoulder', 'out', 'elbow', 'inward'), row[::2], row[1::2]):
             angle[f'{side}_{name}'] = rng.uniform(low, high)
+        if legs in ('sit', 'crouch'): angle[f'{side}_out'] += 12  # elbows outside the thighs
     lean = dict(sit=(-8, 30), crouch=(10, 45), run=(5, 25)).get(legs, (35, 75) if rng.random() < .1 else (-5, 8))
     angle.update(lean=rng.uniform(*lean), tilt=rng.uniform(-8, 8), twist=rng.uniform(-20, 20))
     angle.update(turn=np.clip(rng.normal(0, 25), -70, 70), nod=rng.uniform(-15, 25))
@@ -199,7 +200,9 @@ def sample_person(rng: np.random.Generator,  # source of randomness
     hair = random_color(rng) if rng.random() < .2 else np.float32(HAIR[rng.integers(6)])
     length = {k: v * rng.uniform(.93, 1.07) for k, v in LENGTHS.items()}
     length['head'] *= rng.choice([1, 1, 1, 1.2])
-    return dict(angle=sample_pose(rng), length=length, yaw=yaw, roll=rng.normal(0, 5) if rng.random() < .93 else rng.uniform(-60, 60),
+    angle = sample_pose(rng)
+    if abs(yaw) < 110: angle['turn'] = np.clip(angle['turn'] - .4 * yaw, -70, 70)  # people like to look at the camera
+    return dict(angle=angle, length=length, yaw=yaw, roll=rng.normal(0, 5) if rng.random() < .93 else rng.uniform(-60, 60),
                 girth=rng.uniform(.85, 1.25), skin=skin, shirt=shirt, trousers=trousers, shoes=shoes, hair=hair,
                 sleeves=rng.integers(3), shorts=rng.random() < .3, style=rng.choice(['short', 'long', 'bald'], p=[.68, .22, .1]))
 
@@ -440,14 +443,14 @@ def plan_people(rng: np.random.Generator,    # source of randomness
                 ) -> list[tuple]:            # (person, points, origin [2], scale), farthest first
     "Who stands where: sizes first, then places side by side with some overlap; the larger stand in front."
     n = people[0] + rng.binomial(people[1] - people[0], rng.uniform(.15, .85))
-    base, pitch, cast = np.exp(rng.uniform(np.log(.55), np.log(.95 if n < 4 else .85))), rng.uniform(-3, 15), []
+    base, pitch, cast = np.exp(rng.uniform(np.log(.55), np.log(.95 if n < 4 else .8))), rng.uniform(-3, 15), []
     for slot in rng.permutation(n):
         kind, person = rng.random(), sample_person(rng)
         tall = rng.uniform(.1, .3) if kind < .07 else rng.uniform(1.05, 1.7) if kind < .07 + .2 / max(n, 2) else base * rng.uniform(.8, 1.25)
         scale = tall * h
         pts = project_person(person, scale, pitch)
         xy = np.array([pts[name][:2] for name in JOINTS])
-        x = (slot + rng.uniform(.1, .9)) / n * w - (xy[:, 0].min() + xy[:, 0].max()) / 2
+        x = (slot + rng.uniform(.2, .8)) / n * w - (xy[:, 0].min() + xy[:, 0].max()) / 2
         foot = h * min(.5 + .5 * tall, 1) * rng.uniform(.93, 1.02) - .03 * scale
         y = rng.uniform(.1, .25) * h - xy[:, 1].min() if tall > 1 else foot - xy[:, 1].max()
         cast.append((person, pts, np.array([x, y]), scale))
@@ -480,7 +483,7 @@ def render_scene(rng: np.random.Generator,   # source of randomness
         owner = len(actors) + 1
         draw_person(canvas, person, pts, origin, scale, owner)
         actors.append((person, pts, origin, scale, int((canvas.owner == owner).sum())))
-        if rng.random() < .16: draw_occluder(canvas, rng, origin[0] + rng.normal(0, .2) * scale, h * min(.52 + .5 * scale / h, 1.05), scale)
+        if rng.random() < .13: draw_occluder(canvas, rng, origin[0] + rng.normal(0, .2) * scale, h * min(.52 + .5 * scale / h, 1.05), scale)
     if not actors and rng.random() < .5: draw_occluder(canvas, rng, rng.uniform(0, w), h, h * .8)
     return canvas, actors
 
@@ -540,22 +543,25 @@ def draw_scene(seed,                      # whole number or sequence of them
     return photograph(canvas, rng, ss), annotate(canvas, actors, ss)
 
 # %% ../nbs/00a_synthetic.ipynb #5bdda720
-SPLITS, VERSION, MARKER = ['train', 'val'], 1, 'synthetic.json'  # VERSION changes when the pictures do
+SPLITS, VERSION, MARKER = ['train', 'val'], 2, 'synthetic.json'  # VERSION changes when the pictures do
 
 def prepare_folder(root: Path,            # folder to write to
                    settings: dict,        # what is asked for
                    files: list[str],      # the files of a complete set, relative to `root`
                    ) -> bool:             # True: everything is there already
-    "Claim a folder by writing `synthetic.json` first. Raises `UserError` when it holds other data."
+    "Claim a folder by writing `synthetic.json` before anything else. Raises `UserError` when it holds other data."
     marker = root / MARKER
     if root.exists() and not root.is_dir(): raise UserError(f'{root} is a file: choose a folder to write the synthetic set to')
     if marker.exists():
-        if read_json(marker, 'settings of a synthetic set') != settings:
+        old = read_json(marker, 'settings of a synthetic set')
+        complete = old.pop('complete', False)
+        if complete and old == settings and all((root / f).exists() for f in files): return True
+        if dict(old, version=VERSION) != settings:  # an older version is redrawn, other settings are somebody's other set
             raise UserError(f'{root} holds a synthetic set of other settings (see {marker}): delete it or choose another folder')
         for stray in root.rglob('.*.tmp*'): stray.unlink(missing_ok=True)  # left by a writer that was killed
-        return all((root / f).exists() for f in files)
-    if root.exists() and any(root.iterdir()): raise UserError(f'{root} holds other data, which is left untouched: choose an empty folder')
-    write_json(marker, settings)
+    elif root.exists() and any(root.iterdir()):
+        raise UserError(f'{root} holds other data, which is left untouched: choose an empty folder')
+    write_json(marker, dict(settings, complete=False))
     return False
 
 def check_settings(workers, people=(0, 6), **numbers):
@@ -620,6 +626,7 @@ def write_coco(root,               # folder, made when missing
                     date_created='2026/01/01', settings=settings)
         write_json(root / jsons[split], dict(info=info, licenses=[dict(url='', id=1, name='Apache License 2.0')], images=[i for i, _ in done],
                                              annotations=[a for _, records in done for a in records], categories=[CATEGORY]))
+    write_json(root / MARKER, dict(settings, complete=True))
     return root
 
 # %% ../nbs/00a_synthetic.ipynb #1c8be26e
@@ -696,6 +703,7 @@ def write_imagenet(root,              # folder, made when missing
     for split, count in enumerate(counts):
         run_jobs(partial(write_class, root, split, count, seed, size), count * len(CLASSES), workers, f'classes {SPLITS[split]}')
     with atomic_path(root / 'wordnet_labels.yaml') as tmp: tmp.write_text(yaml.safe_dump(CLASSES, sort_keys=False))
+    write_json(root / MARKER, dict(settings, complete=True))
     return root
 
 # %% ../nbs/00a_synthetic.ipynb #1613e139
