@@ -7,6 +7,7 @@ __all__ = ['conv_bn', 'BasicBlock', 'Bottleneck', 'fuse_layer', 'HighResolutionM
            'ClassificationHRNet', 'count_parameters', 'count_macs']
 
 # %% ../nbs/01_hrnet_blocks.ipynb #92fb2cc7
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def init_convs(
         if m.bias is not None: nn.init.zeros_(m.bias)
 
 # %% ../nbs/01_hrnet_blocks.ipynb #02c0febb
-class HRNet(nn.Module, PyTorchModelHubMixin):
+class HRNet(nn.Module, PyTorchModelHubMixin, library_name='hrnet_nbdev', tags=['hrnet', 'pose-estimation']):
     "The backbone: image `[B, 3, H, W]` to maps `[B, width * 2^i, H / 2^(i+2), W / 2^(i+2)]`, H and W multiples of 32"
     def __init__(self,
         width:int=32, # channels C of the finest branch; branch i has C * 2^i
@@ -167,11 +168,12 @@ class HRNet(nn.Module, PyTorchModelHubMixin):
         from hrnet_nbdev.weights import load_weights  # here, because that module builds on this one
         return load_weights(self, weights)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        "Write `config.json` and `model.safetensors` as the Hugging Face Hub wants them"
-        # the mixin would store the argument `weights=` too, and read that file again with every `from_pretrained`
-        kwargs['config'] = kwargs.get('config') or self.config
-        return super().save_pretrained(save_directory, **kwargs)
+    def _save_pretrained(self, save_directory):
+        "What `save_pretrained` and `push_to_hub` write: `config.json`, and `model.safetensors` that describes itself"
+        from hrnet_nbdev.weights import save_weights
+        # left to itself, the mixin would note the argument `weights=` too, and every `from_pretrained` ask for that file
+        (save_directory / 'config.json').write_text(json.dumps(self.config, indent=2))
+        save_weights(self, save_directory / 'model.safetensors')
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
