@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_SIGMAS', 'COCO_SCHEMA', 'MEAN', 'STD', 'KeypointSchema', 'read_schema', 'ignore_mask', 'CocoPoses',
-           'affine_matrix', 'PoseAffine', 'TrainTransform', 'collate_poses', 'normalize', 'gaussian_patch',
-           'draw_heatmaps', 'tag_indices', 'single_thread']
+           'affine_matrix', 'PoseAffine', 'TrainTransform', 'gaussian_patch', 'draw_heatmaps', 'tag_indices',
+           'collate_poses', 'normalize', 'single_thread']
 
 # %% ../nbs/00_data.ipynb #893ac365
 import os
@@ -46,6 +46,7 @@ def _partner(name, names):
     other = re.sub("left|right", lambda m: {"left": "right", "right": "left"}[m.group()], name)
     return names.index(other if other in names else name)
 
+# %% ../nbs/00_data.ipynb #5a55412b
 def read_schema(
     category, # an entry of `categories` of a COCO key-point file: `keypoints` (names), `skeleton` (pairs, from 1), maybe `sigmas`
     default_sigma=.079, # for body parts that COCO and CrowdPose do not know
@@ -68,7 +69,7 @@ COCO_SCHEMA = read_schema(dict(name="person",
     skeleton=[(16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11),
               (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]))
 
-# %% ../nbs/00_data.ipynb #9c0c891a
+# %% ../nbs/00_data.ipynb #35db617b
 def _keypoint_category(file, content):
     "The category with key points of a COCO annotation file; `UserError` for captions, instances and anything else."
     fields = content if isinstance(content, dict) else {}
@@ -78,33 +79,44 @@ def _keypoint_category(file, content):
         raise UserError(f"{file} holds no key points (it may be COCO's captions or instances): use a person_keypoints file")
     return categories[0]
 
+# %% ../nbs/00_data.ipynb #dcfbe6a5
+def _tidy(file, annotation, num_joints):
+    "Fill in the fields that some files leave out; `UserError` for a person with another number of key points."
+    a = annotation
+    a.setdefault("iscrowd", 0)
+    if "num_keypoints" not in a: a["num_keypoints"] = sum(v > 0 for v in a.get("keypoints", ())[2::3])
+    if _is_person(a) and len(a.get("keypoints", ())) != 3 * num_joints:
+        raise UserError(f"{file}: annotation {a.get('id')} does not have {num_joints} key points of 3 numbers: mend or remove it")
+
+def _is_person(annotation):
+    "A crowd is not a person: it has an outline but no joints."
+    return not annotation["iscrowd"] or annotation["num_keypoints"] > 0
+
 def _read_coco(file):
-    "(COCO index, category with key points) of an annotation file, without pycocotools' own messages."
+    "(COCO index, schema) of an annotation file, without pycocotools' own messages."
     content = read_json(file, "key-point annotation file")
     category = _keypoint_category(file, content)
+    try: schema = read_schema(category)
+    except UserError as e: raise UserError(f"{file}: {e}") from None
     content["annotations"] = [a for a in content["annotations"] if a.get("category_id") == category["id"]]
-    for a in content["annotations"]:
-        # fields that other people's files leave out, and that this class and the official evaluator both need
-        a.setdefault("iscrowd", 0)
-        if "num_keypoints" not in a: a["num_keypoints"] = sum(v > 0 for v in a.get("keypoints", ())[2::3])
+    for a in content["annotations"]: _tidy(file, a, schema.num_joints)
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()): coco.createIndex()
-    return coco, category
+    return coco, schema
 
-# %% ../nbs/00_data.ipynb #36aaef58
+# %% ../nbs/00_data.ipynb #aa971e25
 def _find_split(root, split):
     "(annotation file, image folder, name of the split) in a COCO folder; `UserError` says which part of it is missing."
     root = Path(root)
     if not root.is_dir(): raise UserError(f"{root} is not a folder: give a COCO folder with annotations/ and images/")
-    names = [split, f"{split}2017"]
-    found = [n for n in names if (root/f"annotations/person_keypoints_{n}.json").is_file()]
-    if not found:
-        raise UserError(f"{root}/annotations/person_keypoints_{names[-1] if split in ('train', 'val') else split}.json is missing: "
-                        "unpack annotations_trainval2017.zip there")
-    folder = root/"images"/found[0]
-    if not folder.is_dir(): raise UserError(f"{folder} is missing: unpack {found[0]}.zip into {folder.parent}")
-    return root/f"annotations/person_keypoints_{found[0]}.json", folder, found[0]
+    official = f"{split}2017" if split in ("train", "val", "test") else split
+    for name in (split, official):
+        file, folder = root/f"annotations/person_keypoints_{name}.json", root/"images"/name
+        if not file.is_file(): continue
+        if not folder.is_dir(): raise UserError(f"{folder} is missing: unpack {name}.zip into {folder.parent}")
+        return file, folder, name
+    raise UserError(f"{file} is missing: unpack annotations_trainval2017.zip into {root}")
 
 def _check_present(folder, coco):
     "`UserError` when pictures that the annotations name are not in `folder`: one directory listing, however many there are."
@@ -113,9 +125,9 @@ def _check_present(folder, coco):
     if missing: raise UserError(f"{folder} lacks {len(missing)} of the {len(names)} annotated pictures, {missing[0]} for one: "
                                 "unpack the images again")
 
-# %% ../nbs/00_data.ipynb #13b27f9f
+# %% ../nbs/00_data.ipynb #c94bbee2
 def ignore_mask(
-    annotations, # COCO annotations of one picture
+    annotations, # COCO annotations of one picture, with `iscrowd`, `num_keypoints` and `segmentation`
     height, # of the picture in pixels
     width, # of the picture in pixels
 ): # bool [H, W]: True where the loss counts
@@ -129,20 +141,18 @@ def ignore_mask(
     if not shapes: return np.ones((height, width), bool)
     return np.ascontiguousarray(rle_tools.decode(rle_tools.merge(shapes)) == 0)
 
-# %% ../nbs/00_data.ipynb #6d17ac7b
+# %% ../nbs/00_data.ipynb #663985bc
 class CocoPoses(torch.utils.data.Dataset):
     "The pictures of a COCO key-point folder with the joints of their people and the mask of the loss."
     def __init__(self,
         root, # folder with `annotations/person_keypoints_{split}.json` and `images/{split}/`
         split, # "train2017", "val2017", ...; "train" and "val" mean the same
         transform=None, # applied to `raw(i)`, such as `TrainTransform`
-        only_annotated=True, # leave out pictures without any annotated person, as training does
+        only_annotated=True, # leave out pictures without any annotation, as training does
     ):
         "Raises `UserError` when the folder is incomplete, the file is of another kind, or nobody is annotated."
         self.file, self.folder, self.split = _find_split(root, split)
-        self.coco, category = _read_coco(self.file)
-        try: self.schema = read_schema(category)
-        except UserError as e: raise UserError(f"{self.file}: {e}") from None
+        self.coco, self.schema = _read_coco(self.file)
         _check_present(self.folder, self.coco)
         self.ids = [i for i in self.coco.imgs if i in self.coco.imgToAnns or not only_annotated]
         if not self.ids: raise UserError(f"{self.file} annotates nobody: use a file with people in it")
@@ -155,32 +165,27 @@ class CocoPoses(torch.utils.data.Dataset):
         return self.folder/self.coco.imgs[self.ids[i]]["file_name"]
 
     def people(self, i):
-        "The annotations of picture number `i` that become people: all but crowds, which have no joints."
-        return [a for a in self.coco.imgToAnns.get(self.ids[i], ()) if not a["iscrowd"] or a["num_keypoints"]]
-
-    def joints(self, i):
-        "Joints of the people, float32 [P, K, 3]: x, y in pixels of the picture and COCO's visibility 0, 1 or 2."
-        found, k = [a.get("keypoints", ()) for a in self.people(i)], self.schema.num_joints
-        if any(len(f) != 3 * k for f in found):
-            raise UserError(f"{self.file}: a person in image {self.ids[i]} does not have {k} key points (3 numbers each): mend or remove it")
-        return np.array(found, np.float32).reshape(len(found), k, 3)
+        "The annotations of picture number `i` that are people; crowds are not."
+        return [a for a in self.coco.imgToAnns.get(self.ids[i], ()) if _is_person(a)]
 
     def raw(self, i):
         "Picture `i`, unchanged: image uint8 [H, W, 3], joints float32 [P, K, 3], mask bool [H, W], id, ann_ids of the P people."
-        image, said = read_image(self.image_path(i)), self.coco.imgs[self.ids[i]]
-        if image.shape[:2] != (said["height"], said["width"]):
-            raise UserError(f"{self.image_path(i)} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
-                            f"{said['width']}x{said['height']}: fetch the picture again")
-        mask = ignore_mask(self.coco.imgToAnns.get(self.ids[i], ()), *image.shape[:2])
-        return dict(image=image, joints=self.joints(i), mask=mask, id=self.ids[i], ann_ids=[a["id"] for a in self.people(i)])
+        image, said, people = read_image(self.image_path(i)), self.coco.imgs[self.ids[i]], self.people(i)
+        h, w = image.shape[:2]
+        if (h, w) != (said["height"], said["width"]):
+            raise UserError(f"{self.image_path(i)} is {w}x{h} pixels, its annotation says {said['width']}x{said['height']}: "
+                            "fetch the picture again")
+        joints = np.array([a["keypoints"] for a in people], np.float32).reshape(len(people), self.schema.num_joints, 3)
+        mask = ignore_mask(self.coco.imgToAnns.get(self.ids[i], ()), h, w)
+        return dict(image=image, joints=joints, mask=mask, id=self.ids[i], ann_ids=[a["id"] for a in people])
 
     def __getitem__(self, i):
         item = self.raw(i)
         return self.transform(item) if self.transform else item
 
-# %% ../nbs/00_data.ipynb #b7ff83c2
+# %% ../nbs/00_data.ipynb #3e80ef49
 def affine_matrix(
-    center, # (x, y) in pixels of the picture, lands in the middle of the output
+    center, # (x, y) in pixels of the picture; lands in the middle of the output
     scale, # side of the box around `center` that fills the output, in units of 200 px
     size, # (height, width) of the output, or its side
     rotation=0., # degrees, counter-clockwise as one sees it
@@ -196,10 +201,18 @@ def affine_matrix(
     back = np.array([[1, 0, w / 2], [0, 1, h / 2], [0, 0, 1]])
     return back @ turn @ to_origin @ fit
 
-# %% ../nbs/00_data.ipynb #21967382
+# %% ../nbs/00_data.ipynb #f7691a23
 class PoseAffine(A.DualTransform):
-    "Rotation, scale, translation and flip of picture, masks and joints together, as HigherHRNet trains."
-    def __init__(self, size, joint_flip, rotation=30., scale=(0.75, 1.5), translation=40., flip=0.5, strides=(4, 2)):
+    "Rotation, scale, translation and flip of picture, masks and joints together, as HigherHRNet trains (arXiv 1908.10357, section 4.1)."
+    def __init__(self,
+        size, # side of the picture that comes out
+        joint_flip, # `KeypointSchema.flip`: key points come as [P * K, ...], all joints of a person in a row
+        rotation=30., # degrees, uniform in +-rotation
+        scale=(0.75, 1.5), # side of the cut-out box over the picture's short side
+        translation=40., # of the box's middle, uniform in +-translation, in pixels of a box of 200 px
+        flip=0.5, # probability
+        strides=(4, 2), # each mask comes out at size / stride, once for each stride
+    ):
         super().__init__(p=1)
         self.size, self.joint_flip, self.strides = size, list(joint_flip), strides
         self.rotation, self.scale, self.translation, self.flip = rotation, scale, translation, flip
@@ -208,8 +221,7 @@ class PoseAffine(A.DualTransform):
         (h, w), rng = params["shape"][:2], self.random_generator
         scale = min(h, w) / 200 * rng.uniform(*self.scale)
         rotation = rng.uniform(-1, 1) * self.rotation
-        # whole pixels, upper end left out, as the reference draws them
-        reach = int(self.translation * scale)
+        reach = int(self.translation * scale)         # whole pixels, upper end left out, as the reference draws them
         shift = rng.integers(-reach, reach, 2) if reach else np.zeros(2)
         return dict(center=np.array([w / 2, h / 2]) + shift, scale=scale, rotation=rotation, mirrored=rng.random() < self.flip)
 
@@ -222,7 +234,7 @@ class PoseAffine(A.DualTransform):
         return self._warp(img, self.size, center, scale, rotation, mirrored)
 
     def apply_to_masks(self, masks, center, scale, rotation, mirrored, **params):
-        # each output size straight from the original: shrinking twice would blur the edge twice
+        # each size straight from the original: shrinking twice would blur the edge twice
         return [self._warp(m, self.size // s, center, scale, rotation, mirrored) for m in masks for s in self.strides]
 
     def apply_to_keypoints(self, keypoints, center, scale, rotation, mirrored, **params):
@@ -233,18 +245,20 @@ class PoseAffine(A.DualTransform):
         out[:, 0] = self.size - 1 - out[:, 0]
         return out.reshape(len(out) // k, k, out.shape[1])[:, self.joint_flip].reshape(out.shape)
 
-# %% ../nbs/00_data.ipynb #35db617b
+# %% ../nbs/00_data.ipynb #a63a6206
 class TrainTransform:
-    "From `CocoPoses.raw` to a training item: picture, joints and masks at 1/4 and 1/2 of `size`."
+    "From `CocoPoses.raw` to a training item: picture, and joints and masks for the maps at 1/4 and 1/2 of `size`."
     def __init__(self,
         size=512, # side of the network's input, a multiple of 32
         schema=COCO_SCHEMA, # whose left and right joints change places in a flip
         rotation=30., # degrees, uniform in +-rotation
         scale=(0.75, 1.5), # side of the cut-out box over the picture's short side
-        translation=40., # of the box's middle, uniform in +-translation, in units of box side / 200
+        translation=40., # of the box's middle, uniform in +-translation, in pixels of a box of 200 px
         flip=0.5, # probability
-        extra=(), # other albumentations transforms, done first, on the original picture
+        extra=(), # other albumentations transforms, done first, on the original picture; they must not mirror (use `flip`)
     ):
+        "Raises `UserError` for a size that the network cannot halve five times."
+        if size <= 0 or size % 32: raise UserError(f"the input size must be a positive multiple of 32, not {size}")
         self.affine = PoseAffine(size, schema.flip, rotation, scale, translation, flip)
         self.compose = A.Compose([*extra, self.affine], keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
@@ -262,15 +276,65 @@ class TrainTransform:
     def _to_map(self, joints, stride):
         "Joints in input pixels to pixels of the map that is `stride` times smaller, float32."
         out = joints / (stride, stride, 1)
-        # the flip takes x to w - 1 - x, which does not shrink like a length: w_in - 1 over 4 is not w_map - 1
-        if self.affine.params["mirrored"]: out[..., 0] = (joints[..., 0] + 1) / stride - 1
+        if self.affine.params["mirrored"]: out[..., 0] = (joints[..., 0] + 1) / stride - 1    # w - 1 - x, with the map's own w
         return out.astype(np.float32)
 
-# %% ../nbs/00_data.ipynb #dcfbe6a5
+# %% ../nbs/00_data.ipynb #d76fc907
+@functools.lru_cache
+def gaussian_patch(
+    sigma, # standard deviation in pixels
+): # float32 [n, n], 15 x 15 for sigma 2
+    "The part of a Gaussian that is drawn for one joint: 3 sigma + 1 pixels to each side of its middle."
+    middle, length = 3 * sigma + 1, 6 * sigma + 3
+    # the reference pastes from round(x - middle) to round(x + middle + 1): that many pixels of the patch, for every x
+    n = round(middle + 1) - round(-middle)
+    d = np.arange(0, length)[:n] - middle
+    return torch.from_numpy(np.exp(-(d[:, None]**2 + d**2) / (2 * sigma**2)).astype(np.float32))
+
+# %% ../nbs/00_data.ipynb #f1fcf5dc
+def _map_pixels(joints, size):
+    "(x, y, shown, h, w): joints cut to whole pixels towards 0, and whether they are annotated and inside."
+    h, w = (size, size) if isinstance(size, int) else size
+    x, y = joints[..., 0].long(), joints[..., 1].long()
+    return x, y, (joints[..., 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h), h, w
+
+def draw_heatmaps(
+    joints, # float [B, P, K, 3]: x, y in pixels of the map, visibility (0: not drawn); any number of people
+    size, # (h, w) of the map, or its side
+    sigma=2.0, # of the Gaussian, in pixels of the map
+): # float32 [B, K, h, w], 0..1, on the joints' device
+    "One map per kind of joint with a Gaussian at each person's joint, the larger value where two meet."
+    x, y, shown, h, w = _map_pixels(joints, size)
+    patch = gaussian_patch(float(sigma)).to(joints.device)
+    steps, middle = torch.arange(len(patch), device=joints.device), 3 * sigma + 1
+    rows = torch.round(y - middle).long()[..., None] + steps                     # [B, P, K, n]
+    cols = torch.round(x - middle).long()[..., None] + steps
+    inside = ((rows >= 0) & (rows < h) & shown[..., None])[..., :, None] & ((cols >= 0) & (cols < w))[..., None, :]
+    b, k = joints.shape[0], joints.shape[2]
+    plane = torch.arange(b * k, device=joints.device).view(b, 1, k, 1, 1)
+    # clamped, pixels outside write a harmless 0 to the border, spread out: many writers of one address would queue
+    at = (plane * h + rows.clamp(0, h - 1)[..., :, None]) * w + cols.clamp(0, w - 1)[..., None, :]
+    maps = torch.zeros(b * k * h * w, device=joints.device)
+    return maps.scatter_reduce_(0, at.flatten(), (patch * inside).flatten(), "amax").view(b, k, h, w)
+
+# %% ../nbs/00_data.ipynb #ace71f7c
+def tag_indices(
+    joints, # float [B, P, K, 3], as for `draw_heatmaps`
+    size, # (h, w) of the tag maps, or their side
+    per_joint=True, # one tag map for each kind of joint (HigherHRNet's); False: one map shared by all
+): # int64 [B, P, K, 2]: index into the flattened tag maps [K * h * w], and 1; zeros after a person's last shown joint
+    "Where each person's tags are read (Associative Embedding, arXiv 1611.05424, section 3.3): the shown joints first, in joint order."
+    x, y, shown, h, w = _map_pixels(joints, size)
+    k = torch.arange(joints.shape[2], device=joints.device) if per_joint else 0
+    found = torch.stack([k * h * w + y * w + x, torch.ones_like(x)], -1) * shown[..., None]
+    order = torch.argsort(~shown, dim=-1, stable=True)
+    return torch.gather(found, 2, order[..., None].expand(-1, -1, -1, 2))
+
+# %% ../nbs/00_data.ipynb #70355ff1
 def collate_poses(
     items, # of `TrainTransform`
-): # dict of image uint8 [B, 3, S, S], joints [B, P, K, 3] and masks [B, h, w] per map, ids [B]
-    "One batch; people beyond a picture's own are added with visibility 0 until all have as many as the fullest (one at least)."
+): # dict of image uint8 [B, 3, S, S], joints [B, P, K, 3] and masks [B, h, w] for each map, ids [B]
+    "One batch; people with visibility 0 are added until all pictures have as many as the fullest (one at least)."
     most = max(1, *(len(it["joints"][0]) for it in items))
     pad = lambda j: torch.cat([j, j.new_zeros(most - len(j), *j.shape[1:])])
     return dict(image=torch.stack([it["image"] for it in items]),
@@ -287,56 +351,6 @@ def normalize(
     "ImageNet's normalisation: (value / 255 - mean) / std for each colour."
     mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (MEAN, STD))
     return (images.float() / 255 - mean) / std
-
-# %% ../nbs/00_data.ipynb #59101d16
-@functools.lru_cache
-def gaussian_patch(
-    sigma, # standard deviation in pixels
-): # float32 [n, n]
-    "The part of a Gaussian that is drawn for one joint: 3 sigma + 1 pixels to each side of its middle."
-    middle, length = 3 * sigma + 1, 6 * sigma + 3
-    # how many pixels the reference's rounding leaves of the patch; the same for every joint, see the text
-    n = round(3 * sigma + 2) - round(-3 * sigma - 1)
-    d = np.arange(0, length)[:n] - middle
-    return torch.from_numpy(np.exp(-(d[:, None]**2 + d**2) / (2 * sigma**2)).astype(np.float32))
-
-def _map_pixels(joints, size):
-    "(x, y, shown, h, w): joints cut to whole pixels towards 0, and whether they are annotated and inside."
-    h, w = (size, size) if isinstance(size, int) else size
-    x, y = joints[..., 0].long(), joints[..., 1].long()
-    return x, y, (joints[..., 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h), h, w
-
-def draw_heatmaps(
-    joints, # float [B, P, K, 3]: x, y in pixels of the map, visibility (0: not drawn)
-    size, # (h, w) of the map, or its side
-    sigma=2.0, # of the Gaussian, in pixels of the map
-): # float32 [B, K, h, w], 0..1
-    "One map per joint type with a Gaussian at each person's joint, the larger value where two meet."
-    x, y, shown, h, w = _map_pixels(joints, size)
-    patch = gaussian_patch(float(sigma)).to(joints.device)
-    steps, corner = torch.arange(len(patch), device=joints.device), 3 * sigma + 1
-    rows = torch.round(y - corner).long()[..., None] + steps                     # [B, P, K, n]
-    cols = torch.round(x - corner).long()[..., None] + steps
-    inside = ((rows >= 0) & (rows < h) & shown[..., None])[..., :, None] & ((cols >= 0) & (cols < w))[..., None, :]
-    b, k = joints.shape[0], joints.shape[2]
-    plane = torch.arange(b * k, device=joints.device).view(b, 1, k, 1, 1)
-    # pixels outside write a harmless 0 to the nearest border pixel: no data-dependent shapes, so no wait on a GPU
-    at = (plane * h + rows.clamp(0, h - 1)[..., :, None]) * w + cols.clamp(0, w - 1)[..., None, :]
-    maps = torch.zeros(b * k * h * w, device=joints.device)
-    return maps.scatter_reduce_(0, at.flatten(), (patch * inside).flatten(), "amax").view(b, k, h, w)
-
-# %% ../nbs/00_data.ipynb #f50d94d8
-def tag_indices(
-    joints, # float [B, P, K, 3], as for `draw_heatmaps`
-    size, # (h, w) of the tag maps, or their side
-    per_joint=True, # one tag map for each joint type (HigherHRNet's); False: one map shared by all
-): # int64 [B, P, K, 2]: index into the flattened tag maps [K * h * w], and 1; zeros after a person's last shown joint
-    "Where each person's tags are read: the shown joints first, in joint order."
-    x, y, shown, h, w = _map_pixels(joints, size)
-    k = torch.arange(joints.shape[2], device=joints.device) if per_joint else 0
-    found = torch.stack([k * h * w + y * w + x, torch.ones_like(x)], -1) * shown[..., None]
-    order = torch.argsort(~shown, dim=-1, stable=True)
-    return torch.gather(found, 2, order[..., None].expand(-1, -1, -1, 2))
 
 # %% ../nbs/00_data.ipynb #01263d55
 def single_thread(

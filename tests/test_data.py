@@ -153,11 +153,16 @@ def test_other_files_beside_pictures(folder):
 
 def test_wrong_number_of_joints(folder):
     edit(folder, lambda c: c["annotations"][0]["keypoints"].pop())
-    with pytest.raises(UserError, match="image 7 does not have 17 key points"): CocoPoses(folder, "train2017")[0]
+    with pytest.raises(UserError, match="train2017.json: annotation 1 does not have 17 key points"): CocoPoses(folder, "train2017")
+
+def test_crowd_without_joints(folder):
+    "Crowds need no list of key points."
+    edit(folder, lambda c: c["annotations"].append(dict(id=9, image_id=7, category_id=1, iscrowd=1, segmentation=[[0, 0, 5, 0, 5, 5]])))
+    assert len(CocoPoses(folder, "train2017").raw(0)["joints"]) == 2
 
 # ---- augmentation
 
-def dots(size=200):
+def dots(size=192):
     "A black picture with three soft white dots, each a joint of a three-joint person."
     joints = np.array([[[60, 50, 2], [140, 90, 1], [110, 150, 2]]], np.float32)
     image = np.zeros((size, size, 3), np.uint8)
@@ -185,9 +190,9 @@ def test_joints_stay_on_the_picture(flip):
 def test_left_and_right_change_places():
     torch.manual_seed(0)
     still = dict(rotation=0, scale=(1, 1), translation=0)
-    plain, mirrored = (TrainTransform(200, DOTS, flip=f, **still)(dots())["joints"][1][0] for f in (0, 1))
+    plain, mirrored = (TrainTransform(192, DOTS, flip=f, **still)(dots())["joints"][1][0] for f in (0, 1))
     np.testing.assert_allclose(plain, dots()["joints"][0] / [2, 2, 1])
-    np.testing.assert_allclose(mirrored[:, 0], 99 - plain[[1, 0, 2], 0])
+    np.testing.assert_allclose(mirrored[:, 0], 95 - plain[[1, 0, 2], 0])
     np.testing.assert_allclose(mirrored[:, 1:], plain[[1, 0, 2], 1:])
 
 def test_mask_follows_picture():
@@ -217,6 +222,10 @@ def test_placement_distribution():
     for axis in range(2): assert kstest((shift[:, axis] + reach[:, 0] + 0.5) / (2 * reach[:, 0]), "uniform").pvalue > 0.01
     assert abs(np.corrcoef(np.column_stack([scale, rotation, shift]).T) - np.eye(4)).max() < 0.05
 
+@pytest.mark.parametrize("size", [0, -32, 100])
+def test_bad_size(size):
+    with pytest.raises(UserError, match="multiple of 32"): TrainTransform(size)
+
 def test_settings_switch_off(folder):
     raw = CocoPoses(folder, "train2017").raw(0)
     a, b = (TrainTransform(64, rotation=0, scale=(1, 1), translation=0, flip=0)(raw) for _ in range(2))
@@ -245,11 +254,11 @@ def test_extras_draw_independently(folder):
 def test_extras_see_picture_masks_and_joints():
     still = dict(rotation=0, scale=(1, 1), translation=0, flip=0)
     raw = dots()
-    raw["mask"][:100] = False
-    turned = TrainTransform(200, DOTS, extra=(A.Rotate((180, 180), p=1),), **still)(raw)
-    np.testing.assert_allclose(turned["joints"][1][0, :, :2], (199 - raw["joints"][0, :, :2]) / 2, atol=0.1)
-    assert turned["masks"][1][:49].all() and not turned["masks"][1][51:].any()
-    gone = TrainTransform(200, DOTS, extra=(A.CenterCrop(40, 40),), **still)(raw)      # joints outside stay in the list
+    raw["mask"][:96] = False
+    turned = TrainTransform(192, DOTS, extra=(A.Rotate((180, 180), p=1),), **still)(raw)
+    np.testing.assert_allclose(turned["joints"][1][0, :, :2], (191 - raw["joints"][0, :, :2]) / 2, atol=0.1)
+    assert turned["masks"][1][:47].all() and not turned["masks"][1][49:].any()
+    gone = TrainTransform(192, DOTS, extra=(A.CenterCrop(40, 40),), **still)(raw)      # joints outside stay in the list
     assert gone["joints"][0].shape == (1, 3, 3)
 
 def test_nobody_and_batches(folder):
