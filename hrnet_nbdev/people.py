@@ -250,13 +250,14 @@ LIMBS = dict(upper_arm=('shoulder', 'elbow', .037, .029), forearm=('elbow', 'han
 def person_parts(
     fig,  # Figure
 ):        # list of (depth, part, names of the discs, their radii, cloth)
-    "What to paint, farthest first."
+    "What to paint, farthest first; a neck never covers its head."
     person, mean = fig.person, lambda *names: np.mean([fig.depth[n] for n in names])
     parts = [(mean('head'), 'head', None, None, None),
-             (mean('neck') + .01, 'neck', ('neck', 'head'), (.034, .034), person['skin']),
+             (max(mean('neck') + .01, mean('head') + .001), 'neck', ('neck', 'head'), (.034, .034), person['skin']),
              (mean('neck', 'hips'), 'torso', ('left_shoulder', 'right_shoulder', 'left_hip', 'right_hip'), (.047, .047, .06, .06), person['shirt'])]
     if person['style'] == 'long':  # hair down to the neck, at the back of the head
-        parts.append((mean('head') + .06 * fig.head[2, 2], 'hair', ('head', 'neck'), (.075, .05), dict(person['skin'], a=person['hair'], b=person['hair'])))
+        away = fig.head[2, 2] < -.5  # only from behind does it cover the head
+        parts.append((mean('head') + (-.06 if away else .06), 'hair', ('head', 'neck'), (.075, .05), dict(person['skin'], a=person['hair'], b=person['hair'])))
     for side in SIDES:
         for limb, (a, b, ra, rb) in LIMBS.items():
             arm, a, b = 'arm' in limb, f'{side}_{a}', f'{side}_{b}'

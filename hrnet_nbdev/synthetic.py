@@ -322,7 +322,7 @@ def draw_class(
     return photograph(Canvas(rgb), rng, ss)
 
 # %% ../nbs/00a_synthetic.ipynb #bfb426bc
-SPLITS, VERSION, MARKER = ['train', 'val'], 2, 'synthetic.json'  # VERSION changes when the pictures do
+SPLITS, VERSION, MARKER = ['train', 'val'], 3, 'synthetic.json'  # VERSION changes when the pictures do
 
 def prepare_folder(
     root,      # folder to write to
