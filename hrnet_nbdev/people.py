@@ -59,6 +59,7 @@ def arm_and_leg(angle, length, shoulder, hip, side):
                 hand=elbow + (length['forearm'] + length['hand']) * forearm, hip=hip, knee=knee, ankle=ankle,
                 toe=ankle + length['foot'] * limb_direction(get('hip') - get('knee') + 80, 8, side))
 
+# %% ../nbs/00a_people.ipynb #685f79a3
 def body_points(
     angle,   # name -> degrees, as `sample_pose` draws them
     length,  # name -> length, like `LENGTHS`
@@ -86,6 +87,7 @@ ARMS = dict(hang=(-20, 25, 4, 18, 0, 35, 0, 10), swing=(-40, 45, 3, 10, 10, 70, 
             side=(-15, 25, 60, 100, 0, 25, -20, 20), reach=(50, 110, 0, 25, 0, 50, 0, 20), akimbo=(-25, 0, 35, 55, 0, 20, 70, 100),
             phone=(20, 50, 15, 35, 110, 140, 0, 15), wave=(0, 20, 60, 95, 0, 20, -95, -50))
 
+# %% ../nbs/00a_people.ipynb #9ccc4a1a
 def sample_pose(
     rng,  # numpy Generator
 ):        # name -> degrees
@@ -124,6 +126,7 @@ def make_cloth(
     if color is not None: return dict(a=np.float32(color), b=np.float32(color), pattern='plain', f=1.)
     return dict(a=random_color(rng), b=random_color(rng), pattern=str(rng.choice(PATTERNS)), f=rng.uniform(14, 34))
 
+# %% ../nbs/00a_people.ipynb #224c6b3e
 def cloth_colors(
     cloth,    # from `make_cloth`
     s,        # [h, w] distance along the limb in body heights
@@ -224,6 +227,7 @@ class Figure:
         "The same person elsewhere in the picture."
         return replace(self, xy={k: origin + p for k, p in self.xy.items()})
 
+# %% ../nbs/00a_people.ipynb #371e431c
 def project_person(
     person,  # from `sample_person`
     scale,   # pixels of a body height
@@ -280,6 +284,7 @@ def head_colors(
     for eye in ('left_eye', 'right_eye'): colors[((place - FACE[eye]) ** 2).sum(-1) < .042] = (25, 20, 30)
     return colors
 
+# %% ../nbs/00a_people.ipynb #7cb1b949
 def draw_head(
     canvas,  # painted on in place
     fig,     # Figure
@@ -331,6 +336,7 @@ def draw_limb(
             low = xy['neck'] + .28 * (xy['hips'] - xy['neck'])
             canvas.fill(np.float32([xy['neck'] + .28 * side, xy['neck'] - .28 * side, low]), person['skin'], **dict(ink, b=low))
 
+# %% ../nbs/00a_people.ipynb #ef3b1d71
 def draw_person(
     canvas,  # painted on in place
     fig,     # Figure, in pixels of the canvas
@@ -362,6 +368,7 @@ def is_shown(
         return behind <= .7 * fig.person['length'][joint]  # else the far side of a profile
     return part.startswith(side) and part[len(side) + 1:] in OWN[joint]
 
+# %% ../nbs/00a_people.ipynb #46832acb
 def person_keypoints(
     canvas,  # the finished picture, with its id buffers
     fig,     # Figure, in pixels of the canvas

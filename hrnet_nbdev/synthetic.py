@@ -48,6 +48,7 @@ def paint_skyline(rgb, rng, y):
                 cv2.rectangle(rgb, (wx, wy), (wx + step // 3, wy + step // 2), (color * .5 + lit).tolist(), -1)
         x += wide
 
+# %% ../nbs/00a_synthetic.ipynb #7fa410fa
 def paint_clutter(rgb, rng, count):
     "Random rectangles, ellipses and bars: things that are not people, in place."
     h, w = rgb.shape[:2]
@@ -63,7 +64,7 @@ def paint_clutter(rgb, rng, count):
             end = int(x + rng.normal(0, .3) * w), int(y + rng.normal(0, .3) * h)
             cv2.line(rgb, (int(x), int(y)), end, color, int(rng.uniform(2, .04 * w)))
 
-# %% ../nbs/00a_synthetic.ipynb #7fa410fa
+# %% ../nbs/00a_synthetic.ipynb #aad3e9b3
 def paint_room(rgb, rng, y):
     "Windows, pictures and doors on the wall above `y`, in place."
     h, w = rgb.shape[:2]
@@ -73,6 +74,7 @@ def paint_room(rgb, rng, y):
         for thickness in (-1, max(w // 100, 1)):  # the pane, then the frame
             cv2.rectangle(rgb, np.int32(a).tolist(), np.int32(b).tolist(), random_color(rng).tolist(), thickness)
 
+# %% ../nbs/00a_synthetic.ipynb #5927f1de
 def paint_background(
     rng,   # numpy Generator
     h, w,  # size in pixels
@@ -124,6 +126,7 @@ def draw_occluder(
             leaf = hull([(x, y), (np.array([x, y]) + tip) / 2, tip], np.array([.012, .035, .006]) * scale)
             canvas.fill(leaf, cloth, (x, y), tip, .035 * scale, OCCLUDER, 0, scale)
 
+# %% ../nbs/00a_synthetic.ipynb #d0d0178c
 def draw_seat(canvas, rng, hips, floor, scale):
     "A box to sit on, from just under the `hips` (x, y) down to the `floor` (y): painted before the sitter."
     cloth, wide = make_cloth(rng), rng.uniform(.1, .2) * scale
@@ -169,6 +172,7 @@ def draw_crowd(canvas, rng):
         fig = project_person(person, tall * h * rng.uniform(.85, 1.15), 0)
         draw_person(canvas, fig.moved(np.array([x, base + rng.uniform(-.02, .02) * h - fig.xy['left_ankle'][1]])), CROWD)
 
+# %% ../nbs/00a_synthetic.ipynb #1347303e
 def render_scene(
     rng,     # numpy Generator
     size,    # long side of the picture in pixels
@@ -219,6 +223,7 @@ def mask_to_rle(
     ends = np.flatnonzero(np.diff(flat))
     return dict(size=list(mask.shape), counts=np.diff(np.concatenate([[0], ends, [mask.size]])).tolist())
 
+# %% ../nbs/00a_synthetic.ipynb #3b728ed0
 def mask_to_polygons(
     mask,  # bool [H, W] on the canvas
     ss,    # canvas pixels per picture pixel
@@ -241,6 +246,7 @@ def person_record(
     return dict(segmentation=shape, num_keypoints=int((keypoints[:, 2] > 0).sum()), area=float(mask.sum()), iscrowd=int(crowd),
                 keypoints=flat, bbox=box, category_id=1)
 
+# %% ../nbs/00a_synthetic.ipynb #7168f441
 def annotate(
     canvas,  # finished scene
     actors,  # from `render_scene`
@@ -261,6 +267,7 @@ def annotate(
         records.append(person_record(mask, shape, keypoints, crowd))
     return records
 
+# %% ../nbs/00a_synthetic.ipynb #7228ae0d
 def draw_scene(
     seed,            # whole number or a sequence of them
     size=192,        # long side in pixels
@@ -288,6 +295,7 @@ def inside(u, v):
     "The unit disc that bounds the patterns."
     return u * u + v * v < 1
 
+# %% ../nbs/00a_synthetic.ipynb #b738b0f0
 SHAPES = dict(rings=lambda u, v: inside(u, v) & (np.sin(15 * np.hypot(u, v)) > 0),
               stripes=lambda u, v: inside(u, v) & (np.sin(12 * u) > 0),
               checkers=lambda u, v: inside(u, v) & (np.sin(8 * u) * np.sin(8 * v) > 0),
@@ -389,6 +397,7 @@ def write_scene(root, split, seed, size, people, index):
                  date_captured='2026-01-01 00:00:00', flickr_url='', id=number)
     return image, [dict(r, image_id=number, id=number * 100 + i) for i, r in enumerate(records)]
 
+# %% ../nbs/00a_synthetic.ipynb #d11ce276
 def write_coco(
     root,          # folder, made when missing
     train=2000,    # pictures to train on
@@ -427,6 +436,7 @@ def write_class(root, split, count, seed, size, index):
     quality = np.random.default_rng((seed, split, index, 1)).integers(70, 97)
     save_jpeg(root / imagenet_name(split, count, index), draw_class((seed, split, index), index // count, size), quality)
 
+# %% ../nbs/00a_synthetic.ipynb #5da8a06a
 def write_imagenet(
     root,          # folder, made when missing
     train=200,     # pictures per class to train on
