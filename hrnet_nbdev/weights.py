@@ -54,8 +54,8 @@ def read_metadata(
     if not Path(path).is_file(): raise UserError(f'{path} is missing: check the name')
     try:
         with safe_open(str(path), framework='pt') as f: metadata = dict(f.metadata() or {})
-        if 'config' in metadata: metadata['config'] = json.loads(metadata['config'])
-    except (SafetensorError, OSError, ValueError) as e:
+        if 'config' in metadata: metadata['config'] = dict(json.loads(metadata['config']))
+    except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise UserError(f'{path} is no readable safetensors file ({e}): fetch or write it again') from None
     return metadata
 
@@ -230,7 +230,8 @@ def load_state(
                                               'not those of an HRNet: give a checkpoint of HRNet or HigherHRNet')
     try: config = infer_config(state)
     except UserError as e: raise UserError(f'{path}: {e}; fetch it again') from None
-    if metadata.get('model') == model_name(state):
+    if metadata.get('model') == model_name(state) and 'config' in metadata:
+        # the writer knows its own settings better than shapes can tell
         info['layout'], config = 'ours', {**config, **read_metadata(path)['config']}
     return state, dict(info, filled=filled, model=model_name(state), config=config, metadata=metadata)
 
