@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PART_SIGMAS', 'COCO_SCHEMA', 'MEAN', 'STD', 'KeypointSchema', 'read_schema', 'ignore_mask', 'CocoPoses',
            'affine_matrix', 'PoseAffine', 'TrainTransform', 'gaussian_patch', 'draw_heatmaps', 'tag_indices',
-           'collate_poses', 'normalize', 'single_thread']
+           'collate_poses', 'single_thread', 'normalize']
 
 # %% ../nbs/00_data.ipynb #893ac365
 import os
 # albumentations asks the network for a newer version of itself when it is imported: not wanted in a data loader
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1");
 
 # %% ../nbs/00_data.ipynb #cf3cbec4
 import contextlib, functools, io, re
@@ -36,17 +36,16 @@ class KeypointSchema:
     @property
     def num_joints(self): return len(self.names)
 
-# %% ../nbs/00_data.ipynb #6d03dc6b
+# the tolerances that COCO measured, and CrowdPose's for head and neck
 PART_SIGMAS = dict(nose=.026, eye=.025, ear=.035, shoulder=.079, elbow=.072, wrist=.062, hip=.107, knee=.087, ankle=.089,
                    head=.079, neck=.079)
 
-# %% ../nbs/00_data.ipynb #de74dc0b
+# %% ../nbs/00_data.ipynb #6d03dc6b
 def _partner(name, names):
     "The index of the joint that `name` becomes in a mirror: left and right exchanged, itself if there is no such joint."
     other = re.sub("left|right", lambda m: {"left": "right", "right": "left"}[m.group()], name)
     return names.index(other if other in names else name)
 
-# %% ../nbs/00_data.ipynb #5a55412b
 def read_schema(
     category, # an entry of `categories` of a COCO key-point file: `keypoints` (names), `skeleton` (pairs, from 1), maybe `sigmas`
     default_sigma=.079, # for body parts that COCO and CrowdPose do not know
@@ -62,7 +61,7 @@ def read_schema(
     if len(sigmas) != len(names): raise UserError(f"category {category.get('name')!r} has {len(names)} key points but {len(sigmas)} sigmas")
     return KeypointSchema(names, tuple(_partner(n, names) for n in names), limbs, tuple(float(s) for s in sigmas))
 
-# %% ../nbs/00_data.ipynb #bf443cce
+# for models that meet no annotation file
 COCO_SCHEMA = read_schema(dict(name="person",
     keypoints="nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
               "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle".split(),
@@ -79,7 +78,6 @@ def _keypoint_category(file, content):
         raise UserError(f"{file} holds no key points (it may be COCO's captions or instances): use a person_keypoints file")
     return categories[0]
 
-# %% ../nbs/00_data.ipynb #dcfbe6a5
 def _tidy(file, annotation, num_joints):
     "Fill in the fields that some files leave out; `UserError` for a person with another number of key points."
     a = annotation
@@ -92,6 +90,7 @@ def _is_person(annotation):
     "A crowd is not a person: it has an outline but no joints."
     return not annotation["iscrowd"] or annotation["num_keypoints"] > 0
 
+# %% ../nbs/00_data.ipynb #dcfbe6a5
 def _read_coco(file):
     "(COCO index, schema) of an annotation file, without pycocotools' own messages."
     content = read_json(file, "key-point annotation file")
@@ -342,6 +341,12 @@ def collate_poses(
                 masks=[torch.stack(level) for level in zip(*(it["masks"] for it in items))],
                 ids=torch.tensor([it["id"] for it in items]))
 
+def single_thread(
+    worker, # number of the worker process, unused
+):
+    "`worker_init_fn` of a `DataLoader`: OpenCV must not start its own threads in every worker process."
+    cv2.setNumThreads(0)
+
 # %% ../nbs/00_data.ipynb #0857b914
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -351,10 +356,3 @@ def normalize(
     "ImageNet's normalisation: (value / 255 - mean) / std for each colour."
     mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (MEAN, STD))
     return (images.float() / 255 - mean) / std
-
-# %% ../nbs/00_data.ipynb #01263d55
-def single_thread(
-    worker, # number of the worker process, unused
-):
-    "`worker_init_fn` of a `DataLoader`: OpenCV must not start its own threads in every worker process."
-    cv2.setNumThreads(0)
