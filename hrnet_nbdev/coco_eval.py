@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'Resize', 'multi_scale_size', 'affine_to_resized', 'resize_image', 'to_image_px', 'aggregate_heads',
            'undo_flip', 'scale_maps', 'predict_maps', 'predict_poses', 'oks', 'poses_to_coco', 'check_results',
-           'people_images', 'coco_scores', 'predict_dataset', 'evaluate', 'score_table', 'hrnet_eval_coco']
+           'people_images', 'official_evaluator', 'coco_scores', 'predict_dataset', 'evaluate', 'score_table',
+           'hrnet_eval_coco']
 
 # %% ../nbs/05_coco_eval.ipynb #5b62b5ca
-import contextlib, io, json
+import contextlib, io
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -25,14 +26,13 @@ from .files import UserError, read_image, read_json, user_errors, write_json
 from .grouping import group
 from .higherhrnet import load_pose_model
 
-# %% ../nbs/05_coco_eval.ipynb #8bef2961
+# %% ../nbs/05_coco_eval.ipynb #8eb6266f
 class Resize(NamedTuple):
     "How one picture is laid onto the network's input: all that is needed to go there and back."
     size: tuple # (w, h) of the resized picture in pixels
     center: tuple # (x, y) of the original picture that lands in the middle, in its pixels
     scale: tuple # (w, h) of the original area that fills the resized picture, in units of 200 px
 
-# %% ../nbs/05_coco_eval.ipynb #54fdab48
 def _up64(length): return int((length + 63) // 64 * 64)
 
 def multi_scale_size(
@@ -81,7 +81,7 @@ def to_image_px(
     out[..., :2] = poses[..., :2].astype(np.float64) @ back[:, :2].T + back[:, 2]
     return out
 
-# %% ../nbs/05_coco_eval.ipynb #16e2a4e1
+# %% ../nbs/05_coco_eval.ipynb #93a34d59
 def aggregate_heads(
     outputs, # the network's list: [n, 2K, h/4, w/4] and [n, K, h/2, w/2]
 ): # heatmaps [n, K, h/2, w/2], tags [n, K, h/2, w/2]
@@ -91,6 +91,7 @@ def aggregate_heads(
     coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=False)
     return (coarse[:, :K] + fine) / 2, coarse[:, K:]
 
+# %% ../nbs/05_coco_eval.ipynb #ab11765e
 def undo_flip(
     maps, # [..., K, h, w], from a mirrored picture
     flip, # for each joint the joint on the other side
@@ -98,14 +99,14 @@ def undo_flip(
     "Maps of a mirrored picture as maps of the picture: columns reversed, left and right joints swapped."
     return maps.flip(-1)[..., list(flip), :, :]
 
-# %% ../nbs/05_coco_eval.ipynb #36166918
+# %% ../nbs/05_coco_eval.ipynb #63120917
 def scale_maps(
     model, # HigherHRNet in eval mode
     image, # uint8 RGB [h, w, 3], already resized
     size, # (w, h) the maps are projected to
     flip=None, # schema.flip to run the mirrored picture too; None: only the picture itself
 ): # heatmaps [K, h, w] averaged over picture and mirror image, tags [K, h, w, L], L = 1 or 2
-    "One pass at one scale: network, flip, both heads, projected to `size`."
+    "One pass at one scale: network, flip, both heads, projected to `size`. Raises `ValueError` for a model in training mode."
     if model.training: raise ValueError("the model is in training mode: call model.eval() first")
     x = torch.from_numpy(np.ascontiguousarray(image)).to(next(model.parameters()).device)
     x = normalize(x.permute(2, 0, 1)[None])
@@ -115,7 +116,7 @@ def scale_maps(
     heatmaps, tags = (F.interpolate(m, size[::-1], mode="bilinear", align_corners=False) for m in both)
     return heatmaps.mean(0), torch.stack(list(tags), -1)
 
-# %% ../nbs/05_coco_eval.ipynb #93a34d59
+# %% ../nbs/05_coco_eval.ipynb #0252b6df
 def _check_scales(scales, input_size):
     "Raise `UserError` for scale factors that cannot work."
     if not scales or min(scales) <= 0 or (len(scales) > 1 and 1 not in scales):
@@ -131,7 +132,7 @@ def predict_maps(
     scales=(1,), # scale factors, such as (0.5, 1, 2)
     schema=COCO_SCHEMA, # for its left/right pairs
 ): # heatmaps [K, h, w], tags [K, h, w, L] (L = 2 with flip), `Resize` that leads back to the picture
-    "Maps of one picture, averaged over heads, mirror image and scales, as large as the picture resized at scale 1."
+    "Maps of one picture, averaged over heads, mirror image and scales, as large as the picture resized at scale 1 (HigherHRNet, arXiv 1908.10357, section 3.4). Raises `UserError` for impossible scales."
     _check_scales(scales, input_size)
     (h, w), smallest, total = image.shape[:2], min(scales), 0
     base = multi_scale_size(w, h, input_size, 1, smallest)
@@ -162,14 +163,14 @@ def predict_poses(
     poses, scores = group(heatmaps, tags, **grouping)
     return to_image_px(poses, resize), torch.as_tensor(scores).cpu().numpy()
 
-# %% ../nbs/05_coco_eval.ipynb #de2b6d44
+# %% ../nbs/05_coco_eval.ipynb #1a9bb20b
 def oks(
     pose, # found joints [K, >=2]: x, y in pixels
     joints, # true joints [K, 3]: x, y, v; those with v = 0 do not count
     area, # of the true person's segment, in square pixels
     sigmas, # [K], how far annotators scatter on each joint, in units of the person's size
-):
-    "Object key point similarity, 0..1: mean over the labelled joints of exp(-d^2 / (2 area (2 sigma)^2)). Raises `ValueError` when none is labelled."
+): # 0..1
+    "Object key-point similarity: mean over the labelled joints of exp(-d^2 / (2 area (2 sigma)^2)). Raises `ValueError` when none is labelled."
     pose, joints = np.asarray(pose, np.float64), np.asarray(joints, np.float64)
     labelled = joints[:, 2] > 0
     if not labelled.any(): raise ValueError("OKS needs at least one labelled joint")
@@ -220,34 +221,44 @@ def check_results(
         if unknown: raise UserError(f"{name} has {len(unknown)} {field}s that the annotations do not know, {min(unknown, key=str)} for one: "
                                     "score it against the split it was made for")
 
-# %% ../nbs/05_coco_eval.ipynb #d8573ee0
+# %% ../nbs/05_coco_eval.ipynb #cbab15e7
 SCORE_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
-def people_images(gt): # ids, sorted
+def people_images(gt): # image ids, sorted
     "Pictures with at least one person whose key points are labelled."
     return sorted({a["image_id"] for a in gt.anns.values() if a.get("num_keypoints", 0) > 0})
 
-def coco_scores(
+def official_evaluator(
     gt, # pycocotools COCO with the true key points
     results, # list of official results, from `poses_to_coco`
     sigmas=None, # [K] of the schema; None: COCO's 17
     image_ids=None, # score only these pictures; None: all of the split, found people or not
     people_only=False, # leave out pictures without annotated people: a friendlier protocol, name it when you use it
-): # dict of ten numbers 0..1; -1 where there is nothing to find
-    "AP and AR by the official evaluator: over OKS thresholds 0.5:0.05:0.95, at 0.5 and 0.75, for medium and large people."
+): # pycocotools COCOeval, evaluated
+    "COCO's own evaluation of key points. Raises `UserError` for results that do not belong to `gt`."
     check_results(gt, results)
     if any(not {"area", "bbox"} <= a.keys() for a in gt.anns.values()):
         raise UserError("the annotations lack area or bbox, which the evaluator needs: add them to each annotation")
-    ids = set(gt.imgs if image_ids is None else image_ids) & set(people_images(gt) if people_only else gt.imgs)
     with contextlib.redirect_stdout(io.StringIO()):            # the evaluator prints as it goes
         found = gt.loadRes(deepcopy(results)) if results else COCO()
-        if not results: found.dataset = {"images": list(gt.imgs.values()), "annotations": [], "categories": list(gt.cats.values())}
-        if not results: found.createIndex()
+        if not results: found.dataset = {"annotations": []}    # `loadRes` cannot read an empty list
         ev = COCOeval(gt, found, "keypoints")
-        ev.params.imgIds = sorted(ids)
+        ids = set(gt.imgs if image_ids is None else image_ids) & set(people_images(gt) if people_only else gt.imgs)
+        # pictures of the truth, not of the results: a picture where nothing was found still counts
+        ev.params.imgIds, ev.params.catIds = sorted(ids), sorted(gt.cats)
         if sigmas is not None: ev.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
         ev.evaluate(); ev.accumulate(); ev.summarize()
-    return dict(zip(SCORE_NAMES, ev.stats.tolist()))
+    return ev
+
+def coco_scores(
+    gt, # pycocotools COCO with the true key points
+    results, # list of official results
+    sigmas=None, # [K] of the schema; None: COCO's 17
+    image_ids=None, # score only these pictures; None: all of the split
+    people_only=False, # leave out pictures without annotated people
+): # dict of ten numbers 0..1; -1 where there is nothing to find
+    "AP and AR by the official evaluator: over OKS thresholds 0.5:0.05:0.95, at 0.5 and 0.75, for medium and large people."
+    return dict(zip(SCORE_NAMES, official_evaluator(gt, results, sigmas, image_ids, people_only).stats.tolist()))
 
 # %% ../nbs/05_coco_eval.ipynb #94849584
 def predict_dataset(
@@ -258,10 +269,10 @@ def predict_dataset(
     **options, # input_size, flip, scales of `predict_maps`; det_thr, tag_thr, max_people, adjust, refine of `group`
 ): # list of official results
     "Find people in all pictures of a data set. The model's mode is restored afterwards."
-    was_training, results = model.training, []
+    was_training, results, numbers = model.training, [], range(len(dataset))[:limit]
     model.eval()
     try:
-        for i in tqdm(range(min(len(dataset), limit or len(dataset))), "poses", unit="img", disable=not progress):
+        for i in tqdm(numbers, "poses", unit="img") if progress else numbers:
             poses, scores = predict_poses(model, read_image(dataset.image_path(i)), schema=dataset.schema, **options)
             results += poses_to_coco(poses, scores, dataset.ids[i], _person_category(dataset.coco)["id"])
     finally: model.train(was_training)
@@ -277,30 +288,38 @@ def evaluate(
     progress=True, # show a bar?
     **options, # of `predict_dataset`
 ): # dict of ten numbers, list of official results
-    "AP and AR of a model on one split of a COCO folder. Raises `UserError` when the folder or a picture is not as it should be."
+    "AP and AR of a model on one split of a COCO folder. Raises `UserError` when the folder, a picture or the model's number of joints is not as it should be."
     data = CocoPoses(root, split, only_annotated=False)
     joints = getattr(model, "config", {}).get("num_joints", data.schema.num_joints)
     if joints != data.schema.num_joints:
         raise UserError(f"the model finds {joints} joints, {data.file} has {data.schema.num_joints}: choose a model that was trained for these annotations")
     results = predict_dataset(model, data, limit, progress, **options)
-    scores = coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only)
-    return scores, results
+    return coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only), results
 
-# %% ../nbs/05_coco_eval.ipynb #28b8c2e7
 def score_table(
     scores, # dict of ten numbers
     title="", # protocol, for the first line
 ): # text
-    "The ten numbers as two lines of text, in per cent as papers print them."
-    cell = lambda v: f"{'-' if v < 0 else f'{100 * v:.1f}':>6}"
-    return "\n".join([title] * bool(title) + ["".join(f"{n:>6}" for n in scores), "".join(map(cell, scores.values()))])
+    "The ten numbers as two lines of text, in per cent as papers print them; - where there is nothing to find."
+    cells = ["-" if v < 0 else f"{100 * v:.1f}" for v in scores.values()]
+    return "\n".join([title] * bool(title) + ["".join(f"{c:>6}" for c in row) for row in (scores, cells)])
 
-# %% ../nbs/05_coco_eval.ipynb #b36cae29
+# %% ../nbs/05_coco_eval.ipynb #53e7c869
 def _parse_scales(text):
     "'0.5,1,2' as a tuple of numbers; whole ones as int."
     try: return tuple(int(float(s)) if float(s).is_integer() else float(s) for s in text.split(","))
-    except ValueError: raise UserError(f"--scales {text} is not a list of numbers: write it like 0.5,1,2") from None
+    except (ValueError, OverflowError): raise UserError(f"--scales {text} is not a list of numbers: write it like 0.5,1,2") from None
 
+def _run_or_read(weights, root, split, results, limit, people_only, device, **protocol):
+    "Scores, results and the settings that belong beside them, of a model or of a results file."
+    if results:
+        data, found = CocoPoses(root, split, only_annotated=False), read_json(results, "COCO key point results")
+        check_results(data.coco, found, results)
+        return coco_scores(data.coco, found, data.schema.sigmas, data.ids[:limit], people_only), found, dict(results=results)
+    model = load_pose_model(weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return *evaluate(model, root, split, limit, people_only, **protocol), dict(weights=weights, **protocol)
+
+# %% ../nbs/05_coco_eval.ipynb #4307934c
 @call_parse
 @user_errors
 def hrnet_eval_coco(
@@ -316,24 +335,16 @@ def hrnet_eval_coco(
     people_only: bool = False, # score only pictures with annotated people (not the official protocol)
     results: str = "", # score this results file instead of running a model
     out: str = "", # folder for results.json and scores.json
-    device: str = "", # cuda, cpu; default: the GPU when there is one
+    device: str = "", # cuda or cpu; default: the GPU when there is one
 ):
     "AP and AR of a pose model on COCO key points, by the official evaluator and the papers' protocol."
     if bool(weights) == bool(results): raise UserError("give either --weights (a model to run) or --results (a file to score)")
     if limit < 0: raise UserError(f"--limit {limit} will not do: give how many pictures to run, or 0 for all")
-    if results:
-        data, found = CocoPoses(root, split, only_annotated=False), read_json(results, "COCO key point results")
-        check_results(data.coco, found, results)
-        scores = coco_scores(data.coco, found, data.schema.sigmas, data.ids[:limit or None], people_only)
-        protocol = {"results": results}
-    else:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        protocol = {"input_size": input_size, "flip": flip, "scales": _parse_scales(scales), "refine": refine, "adjust": adjust}
-        scores, found = evaluate(load_pose_model(weights).to(device), root, split, limit or None, people_only, **protocol)
-        protocol["weights"] = weights
-    protocol |= {"split": split, "limit": limit, "people_only": people_only}
-    print(score_table(scores, f"{Path(weights or results).name} on {split}{', people only' if people_only else ''}{f', first {limit}' if limit else ''}"))
+    scores, found, protocol = _run_or_read(weights, root, split, results, limit or None, people_only, device, input_size=input_size,
+                                           flip=flip, scales=_parse_scales(scales), refine=refine, adjust=adjust)
+    title = f"{Path(weights or results).name} on {split}" + ", people only" * people_only + f", first {limit}" * bool(limit)
+    print(score_table(scores, title))
     if out:
         write_json(Path(out) / "results.json", found)
-        write_json(Path(out) / "scores.json", {"scores": scores, "protocol": protocol}, indent=1)
-        print(f"written: {Path(out) / 'results.json'}, {Path(out) / 'scores.json'}")
+        write_json(Path(out) / "scores.json", {"scores": scores, "protocol": dict(protocol, split=split, limit=limit, people_only=people_only)}, indent=1)
+        print(f"written: results.json and scores.json in {out}")

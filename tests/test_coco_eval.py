@@ -43,6 +43,8 @@ def perfect(coco):
     return [r for a in coco.anns.values() if a["num_keypoints"]
             for r in ev.poses_to_coco(np.reshape(a["keypoints"], (1, -1, 3)), [1.0], a["image_id"])]
 
+def perfect_person(image_id): return ev.poses_to_coco(np.ones((1, 17, 3)), [1.0], image_id)[0]
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
@@ -73,7 +75,9 @@ def test_no_detections_score_zero(data):
     assert scores["AP"] == scores["AR"] == 0
 
 def test_nothing_to_find_is_minus_one(tmp_path):
-    assert ev.coco_scores(write_split(tmp_path, []).coco, [])["AP"] == -1
+    coco = write_split(tmp_path, []).coco
+    for people_only in (False, True): assert ev.coco_scores(coco, [], people_only=people_only)["AP"] == -1
+    assert ev.coco_scores(coco, [perfect_person(10)], people_only=True)["AP"] == -1
 
 def test_false_positives_on_empty_pictures_cost(data):
     "The protocol matters: a detection where nobody is counts, unless only pictures with people are scored."
