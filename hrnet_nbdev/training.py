@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 import hrnet_nbdev
-from .files import UserError, atomic_path, read_json, write_json
+from .files import UserError, atomic_path, read_json, write_image, write_json
 from .weights import save_weights
 
 # %% ../nbs/02a_training.ipynb #0457201d
@@ -259,11 +259,15 @@ def restore(accelerator, state, model, optimizer, average):
 
 # %% ../nbs/02a_training.ipynb #f68ad1b1
 def evaluate_and_keep(accelerator, model, evaluate, step, best, metric, run, extra):
-    "Run `evaluate(model, step)`; when `metric` beats `best`, write best.safetensors. Returns (metrics, best)."
+    "Run `evaluate(model, step)`, keep its `picture`, and, when `metric` beats `best`, the weights. Returns (metrics, best)."
     model = accelerator.unwrap_model(model)
     model.eval()
-    with torch.inference_mode(), accelerator.autocast(): metrics = evaluate(model, step) or {}
+    with torch.inference_mode(), accelerator.autocast(): metrics = dict(evaluate(model, step) or {})
     model.train()
+    picture = metrics.pop("picture", None)
+    if picture is not None:
+        write_image(Path(run)/"pictures"/f"step_{step:07d}.jpg", picture)
+        accelerator.get_tracker("tensorboard").log_images({"predictions": picture[None]}, step=step, dataformats="NHWC")
     metrics = broadcast_object_list([metrics])[0]                  # every process goes on with the same numbers
     if metric in metrics and (best is None or metrics[metric] > best):
         best = metrics[metric]
@@ -287,7 +291,7 @@ def fit(
     steps, # optimiser steps in all
     batch_size, # items a process and forward pass
     schedule, # step -> learning rate
-    evaluate=None, # (model, step) -> dict of numbers, called by every process, the first one's result counts
+    evaluate=None, # (model, step) -> dict of numbers, and maybe a `picture`; called by every process, the first one's result counts
     eval_every=None, # steps between evaluations; None: only at the end
     metric=None, # key of the evaluation to maximise for best.safetensors
     extra=None, # dict written into the metadata of best.safetensors

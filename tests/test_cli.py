@@ -1,0 +1,80 @@
+"""The commands as a user meets them: --help, and one clear sentence for each mistake."""
+import json, os, shutil, subprocess, sys
+import numpy as np
+import pytest
+from hrnet_nbdev.files import write_image, write_json
+from hrnet_nbdev.hrnet import ClassificationHRNet
+from hrnet_nbdev.synthetic import write_coco, write_imagenet
+from hrnet_nbdev.weights import save_weights
+
+MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_pretrain="imagenet", hrnet_train_pose="train_pose",
+               hrnet_eval_coco="coco_eval", hrnet_pose="inference", hrnet_weights="weights")
+
+def run(command, *args, cwd=None):
+    return subprocess.run([sys.executable, "-m", f"hrnet_nbdev.{MODULES[command]}", *map(str, args)], capture_output=True, text=True, cwd=cwd,
+                          env=dict(os.environ, OMP_NUM_THREADS="1", NO_ALBUMENTATIONS_UPDATE="1"), timeout=300)
+
+def refuse(said, command, *args, cwd=None):
+    "The command fails with one sentence that contains `said`."
+    r = run(command, *args, cwd=cwd)
+    assert r.returncode not in (0, None) and "Traceback" not in r.stderr, r.stderr
+    last = [line for line in r.stderr.splitlines() if line.startswith("error:")]
+    assert len(last) == 1 and said in last[0], r.stderr
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    return (write_coco(root / "coco", train=12, val=4, size=96, seed=7, workers=1),
+            write_imagenet(root / "imagenet", train=2, val=1, size=48, seed=7, workers=1))
+
+@pytest.mark.parametrize("command", MODULES)
+def test_help(command):
+    r = run(command, "--help")
+    assert r.returncode == 0 and "usage:" in r.stdout and len(r.stdout.splitlines()) > 8
+
+def test_training_commands_refuse_bad_input(sets, tmp_path):
+    coco, imagenet = sets
+    pose = lambda said, *a: refuse(said, "hrnet_train_pose", *a, "--out", tmp_path / "p", "--cpu", "--workers", 0)
+    pose("is not a folder", tmp_path / "nowhere")
+    pose("preset 'huge' is unknown", coco, "--preset", "huge")
+    pose("--batch-size must be positive, not -3", coco, "--preset", "tiny", "--batch_size", -3)
+    pose("multiple of 32", coco, "--preset", "tiny", "--size", 100)
+    pose("gone.safetensors", coco, "--preset", "tiny", "--weights", tmp_path / "gone.safetensors")
+    classify = lambda said, *a: refuse(said, "hrnet_pretrain", *a, "--out", tmp_path / "c", "--cpu", "--workers", 0)
+    classify("train is missing", tmp_path)
+    classify("fewer than one batch", imagenet, "--preset", "tiny", "--batch_size", 64)
+
+def test_half_extracted_and_wrong_annotations(sets, tmp_path):
+    shutil.copytree(sets[0], tmp_path / "coco")
+    first = sorted((tmp_path / "coco/images/train2017").iterdir())[0]
+    first.unlink()
+    refuse(first.name, "hrnet_train_pose", tmp_path / "coco", "--preset", "tiny", "--cpu", "--out", tmp_path / "run")
+    file = tmp_path / "coco/annotations/person_keypoints_val2017.json"
+    content = json.loads(file.read_text())
+    write_json(file, dict(images=content["images"], annotations=[dict(id=1, image_id=1, caption="a cat")]))
+    refuse("holds no key points", "hrnet_train_pose", tmp_path / "coco", "--preset", "tiny", "--cpu", "--out", tmp_path / "run")
+    file.write_text('{"images": [')
+    refuse("person_keypoints_val2017.json", "hrnet_train_pose", tmp_path / "coco", "--preset", "tiny", "--cpu", "--out", tmp_path / "run")
+
+def test_unreadable_picture_in_a_loader_process(sets, tmp_path):
+    "The sentence survives the way out of a worker process."
+    shutil.copytree(sets[1], tmp_path / "imagenet")
+    for path in (tmp_path / "imagenet/train").rglob("*.JPEG"): path.write_text("not a picture")
+    refuse("cannot be read as a picture", "hrnet_pretrain", tmp_path / "imagenet", "--preset", "tiny", "--size", 32, "--batch_size", 8, "--steps", 2,
+           "--cpu", "--workers", 1, "--out", tmp_path / "run")
+
+def test_checkpoint_of_another_shape(sets, tmp_path):
+    save_weights(ClassificationHRNet(width=8, num_classes=5, modules=(1, 1, 1), blocks=1, stem=16, head=4), tmp_path / "other.safetensors")
+    refuse("other.safetensors", "hrnet_train_pose", sets[0], "--preset", "tiny", "--cpu", "--weights", tmp_path / "other.safetensors", "--out", tmp_path / "r")
+    refuse("other.safetensors", "hrnet_eval_coco", "--weights", tmp_path / "other.safetensors", "--root", sets[0])
+
+def test_folder_of_mixed_files(tmp_path):
+    "hrnet_pose names what it cannot read, and does the rest."
+    from hrnet_nbdev.higherhrnet import HigherHRNet
+    save_weights(HigherHRNet(width=8, modules=(1, 1, 1), blocks=1, stem=16, deconv_blocks=1), tmp_path / "w.safetensors", input_size=64)
+    pictures = tmp_path / "pictures"
+    write_image(pictures / "good.jpg", np.full((60, 80, 3), 128, np.uint8))
+    (pictures / "notes.txt").write_text("hello"); (pictures / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    r = run("hrnet_pose", pictures, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    assert r.returncode != 0 and "torn.jpg" in r.stderr + r.stdout and "Traceback" not in r.stderr
+    assert any("good" in p.name for p in (tmp_path / "out").rglob("*"))
