@@ -1,5 +1,6 @@
 """Poses in pictures: the predictor's inputs, what display mode hides, and the command."""
 import json, subprocess, sys
+from pathlib import Path
 import cv2
 import numpy as np
 import pytest
@@ -64,6 +65,16 @@ def test_all_kinds_of_input_give_the_same_poses(predictor, tmp_path):
     grey = picture(4)[..., 0]
     np.testing.assert_array_equal(predictor(grey).keypoints, predictor(Image.fromarray(grey)).keypoints)
     assert predictor([]) == []
+
+def test_exif_orientation(predictor, tmp_path):
+    note = Image.Exif()
+    note[0x0112] = 6
+    Image.fromarray(picture(3)).save(tmp_path/"phone.png", exif=note)
+    upright = np.ascontiguousarray(np.rot90(picture(3), -1))
+    np.testing.assert_array_equal(inf.as_picture(tmp_path/"phone.png"), upright)
+    np.testing.assert_array_equal(inf.as_picture(Image.open(tmp_path/"phone.png")), upright)
+    np.testing.assert_array_equal(inf.as_picture(tmp_path/"phone.png", exif=False), picture(3))
+    np.testing.assert_array_equal(predictor(tmp_path/"phone.png").keypoints, predictor(upright).keypoints)
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)])
 def test_other_arrays_are_refused(predictor, bad):
@@ -162,6 +173,14 @@ def test_command(folder, checkpoint, tmp_path):
 def test_command_in_order(folder, checkpoint, tmp_path, capsys):
     inf.hrnet_pose(sources=[str(folder/"a.jpg"), str(folder/"*.png")], weights=checkpoint, out=str(tmp_path/"o"))
     assert "2 pictures" in capsys.readouterr().out
+
+def test_real_pictures(checkpoint, tmp_path):
+    pictures = Path(__file__).parents[2]/"shared/coco_mini/images/train2017"
+    if not pictures.is_dir(): pytest.skip("needs ../shared/coco_mini")
+    found, _ = inf.find_pictures([pictures])
+    results, failed = inf.pose_files(inf.PosePredictor(checkpoint, exif=False), found, tmp_path/"out", progress=False)
+    assert not failed and len(list((tmp_path/"out").glob("*.jpg"))) == len(found) == 80
+    assert {r["image_id"] for r in results} <= {int(p.stem) for p in found}
 
 def fails(capsys, **options):
     with pytest.raises(SystemExit) as stop: inf.hrnet_pose(**options)
