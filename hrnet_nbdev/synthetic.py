@@ -365,10 +365,10 @@ def run_jobs(
     job,      # function of an index that other processes can import
     count,    # it is called with 0 .. count - 1
     workers,  # processes; None: one per usable core
-    label,    # shown at the progress bar
+    label,    # shown at the progress bar, if there are many
 ):            # list of the results in order
     "Run a job for every index, on several cores when that is worth starting processes for."
-    bar = partial(tqdm, total=count, desc=label, unit='image', leave=False)
+    bar = partial(tqdm, total=count, desc=label, unit='image', leave=False, disable=count < 200)  # a few need none
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = workers or (cores if count >= 200 else 1)
     if workers == 1: return list(bar(map(job, range(count))))
