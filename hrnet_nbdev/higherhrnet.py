@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .hrnet import HRNet, BasicBlock, init_convs
 
-# %% ../nbs/03_higherhrnet.ipynb #c087c313
+from .files import UserError
+from .hrnet import HRNet, BasicBlock, init_convs
+from .weights import build, load_state, load_weights
+
+# %% ../nbs/03_higherhrnet.ipynb #b5f44f42
 class HigherHRNet(HRNet):
-    "Images `[B, 3, H, W]` to `[B, 2K, H/4, W/4]` (heatmaps, then tags) and `[B, K, H/2, W/2]` (heatmaps). arXiv 1908.10357, figure 2"
+    "Images `[B, 3, H, W]` to `[B, 2K, H/4, W/4]` (heatmaps, then tags) and `[B, K, H/2, W/2]` (heatmaps); arXiv 1908.10357, figure 2. H and W are multiples of 32"
     def __init__(self,
         width:int=32, # channels C of the finest branch; branch i has C * 2^i
         num_joints:int=17, # K, the key points of a person
@@ -30,46 +33,49 @@ class HigherHRNet(HRNet):
                            deconv_blocks=deconv_blocks)
         up = nn.Sequential(nn.ConvTranspose2d(width + 2 * num_joints, width, 4, stride=2, padding=1, bias=False),
                            nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        refine = [nn.Sequential(BasicBlock(width)) for _ in range(deconv_blocks)]
+        cleaning = [nn.Sequential(BasicBlock(width)) for _ in range(deconv_blocks)]
         self.final_layers = nn.ModuleList([nn.Conv2d(width, 2 * num_joints, 1), nn.Conv2d(width, num_joints, 1)])
-        self.deconv_layers = nn.ModuleList([nn.Sequential(up, *refine)])
-        # He's rule would make the first heatmaps as large as the features; from nearly zero the peaks grow out of a calm map
+        self.deconv_layers = nn.ModuleList([nn.Sequential(up, *cleaning)])
+        # targets are nearly zero everywhere: so are the first answers, instead of as large as the features
         init_convs(self, std=0.001)
         if weights is not None: self.load(weights)
 
     def forward(self, x):
-        x = self.forward_features(x)[0]                                   # [B, C, H/4, W/4]
-        coarse = self.final_layers[0](x)                                  # [B, 2K, H/4, W/4]
-        fine = self.deconv_layers[0](torch.cat([x, coarse], dim=1))       # [B, C, H/2, W/2]
-        return [coarse, self.final_layers[1](fine)]
+        x = self.forward_features(x)[0]                                # [B, C, H/4, W/4]
+        coarse = self.final_layers[0](x)                               # [B, 2K, H/4, W/4]
+        fine = self.deconv_layers[0](torch.cat([x, coarse], dim=1))    # [B, C, H/2, W/2]
+        return [coarse, self.final_layers[1](fine)]                    # second: [B, K, H/2, W/2]
 
-# %% ../nbs/03_higherhrnet.ipynb #07a55a8c
+# %% ../nbs/03_higherhrnet.ipynb #58832b6b
 def load_pose_model(
-    file:str|Path, # a checkpoint of a pose model: a name of `hrnet_weights list`, or a file of any layout of 01a_weights
+    file:str|Path, # checkpoint of a pose model in any layout of 01a_weights: a file, or a name out of `hrnet_weights list`
 ) -> HigherHRNet: # in evaluation mode
-    "The model that a checkpoint was made for, filled with its weights. Raises `UserError` where it is not one"
-    from hrnet_nbdev.weights import infer_config, load_state
-    state, _ = load_state(file)
-    model = HigherHRNet(**infer_config(state))
-    model.load(file)
+    "The pose model that a checkpoint holds, of whatever size. Raises `UserError` when it holds something else or is damaged"
+    _, info = load_state(file)
+    if info['model'] != 'HigherHRNet':
+        raise UserError(f'{file} holds a {info["model"]}, not a pose model: train one from it with `hrnet_train_pose`')
+    model = build(info)
+    load_weights(model, info['file'])
     return model.eval()
 
-# %% ../nbs/03_higherhrnet.ipynb #a01aab0e
+# %% ../nbs/03_higherhrnet.ipynb #fb84eab4
 def heatmap_loss(
     pred:torch.Tensor, # predicted heatmaps [B, K, h, w]
     target:torch.Tensor, # drawn heatmaps [B, K, h, w]
     mask:torch.Tensor, # bool or float [B, h, w]: 1 where the loss counts, 0 over crowds
+    peak_weight:float=0.0, # a pixel weighs 1 + peak_weight * target; 0 is the reference's loss
 ) -> torch.Tensor: # one number per image [B], float32
-    "Squared error, masked, averaged over *all* joints and pixels of an image"
+    "Squared error, masked, averaged over *all* joints and pixels of an image; arXiv 1908.10357, section 3.2"
     error = F.mse_loss(pred.float(), target.float(), reduction='none')
+    if peak_weight: error = error * (1 + peak_weight * target)
     return (error * mask[:, None]).mean(dim=(1, 2, 3))
 
-# %% ../nbs/03_higherhrnet.ipynb #a9cc138c
+# %% ../nbs/03_higherhrnet.ipynb #9deae2ba
 def tag_statistics(
     tags:torch.Tensor, # tag maps [B, K, h, w]
-    indices:torch.Tensor, # flat positions in a tag map's `K * h * w` numbers, and flags [B, P, K, 2]
-) -> tuple: # mean tag [B, P] and variance [B, P] of each person, and which persons have any joint [B, P]
-    "Read the tags at the joints; mean and variance per person, in float32"
+    indices:torch.Tensor, # positions in the flattened maps, and flags [B, P, K, 2], of `data.tag_indices`
+) -> tuple: # mean tag [B, P] and variance [B, P] of each person, float32; who has any joint at all, bool [B, P]
+    "Read the tags at the joints: mean and variance of each person"
     where, present = indices[..., 0].long(), indices[..., 1] > 0                  # [B, P, K] each
     values = tags.flatten(1).gather(1, where.flatten(1)).view(where.shape).float()
     joints = present.sum(dim=2)                                                   # [B, P]
@@ -77,13 +83,13 @@ def tag_statistics(
     variance = ((values - mean[..., None]).square() * present).sum(dim=2) / joints.clamp(min=1)
     return mean, variance, joints > 0
 
-# %% ../nbs/03_higherhrnet.ipynb #e887663e
+# %% ../nbs/03_higherhrnet.ipynb #976742d7
 def tag_loss(
     tags:torch.Tensor, # tag maps [B, K, h, w]
-    indices:torch.Tensor, # flat positions in a tag map's `K * h * w` numbers, and flags [B, P, K, 2]
+    indices:torch.Tensor, # positions in the flattened maps, and flags [B, P, K, 2], of `data.tag_indices`
     push_type:str='exp', # closeness of two people at distance d: 'exp' is exp(-d^2), 'max' is max(0, 1 - |d|)
 ) -> tuple: # push [B] and pull [B], float32
-    "Associative-embedding loss per image (arXiv 1611.05424, equation 1). Raises `ValueError` for another `push_type`"
+    "Associative-embedding loss of each image (arXiv 1611.05424, section 3.2). Raises `ValueError` for another `push_type`"
     if push_type not in ('exp', 'max'): raise ValueError(f"push_type is 'exp' or 'max', not {push_type!r}")
     mean, variance, person = tag_statistics(tags, indices)
     count = person.sum(dim=1)                                                     # [B] people
@@ -94,31 +100,32 @@ def tag_loss(
     push = (close * pairs).sum(dim=(1, 2)) / (count * (count - 1)).clamp(min=1)
     return push, pull
 
-# %% ../nbs/03_higherhrnet.ipynb #fdf7f009
+# %% ../nbs/03_higherhrnet.ipynb #a1f2fbed
 def pose_loss(
     outputs:list, # of the network: [B, K + tags, h, w] for each scale
-    heatmaps:list, # targets [B, K, h, w] for each scale; None: no heatmap loss there
+    heatmaps:list, # targets [B, K, h, w] for each scale; None: no heatmap loss there, the whole output is tags
     masks:list, # bool [B, h, w] for each scale
     indices:list, # of the joints in the tag maps [B, P, K, 2] for each scale; None: no tag loss there
     push_type:str='exp', # see `tag_loss`
+    peak_weight:float=0.0, # see `heatmap_loss`
 ) -> list: # a dict for each scale with `heatmap`, `push` and `pull` where they apply, [B] each
     "All loss terms, per image and unweighted. A scale whose output has no channels left for tags has no tag terms"
     terms = []
     for output, target, mask, joints in zip(outputs, heatmaps, masks, indices, strict=True):
         k, scale = 0 if target is None else target.shape[1], {}
         pred, tags = output.split([k, output.shape[1] - k], dim=1)
-        if target is not None: scale['heatmap'] = heatmap_loss(pred, target, mask)
+        if target is not None: scale['heatmap'] = heatmap_loss(pred, target, mask, peak_weight)
         if joints is not None and tags.shape[1]: scale['push'], scale['pull'] = tag_loss(tags, joints, push_type)
         terms.append(scale)
     return terms
 
-# %% ../nbs/03_higherhrnet.ipynb #d09626c5
+# %% ../nbs/03_higherhrnet.ipynb #6fe86310
 def total_loss(
     terms:list, # of `pose_loss`
     push_weight:float=1e-3, # of the push terms
     pull_weight:float=1e-3, # of the pull terms
     heatmap_weight:float=1.0, # of the heatmap terms
 ) -> torch.Tensor: # a scalar to call `backward` on
-    "Mean over the batch, weighted sum over terms and scales"
+    "Mean over the batch, weighted sum over terms and scales; the defaults are the reference's"
     weights = dict(heatmap=heatmap_weight, push=push_weight, pull=pull_weight)
     return sum(weights[name] * loss.mean() for scale in terms for name, loss in scale.items())
