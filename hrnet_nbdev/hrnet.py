@@ -9,6 +9,7 @@ __all__ = ['conv_bn', 'BasicBlock', 'Bottleneck', 'fuse_layer', 'HighResolutionM
 # %% ../nbs/01_hrnet_blocks.ipynb #92fb2cc7
 import json
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -98,7 +99,7 @@ class HighResolutionModule(nn.Module):
 
     def forward(self, maps):
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
-        return [self.relu(sum(layer(x) for layer, x in zip(row, maps))) for row in self.fuse_layers]
+        return [self.relu(reduce(torch.add, (layer(x) for layer, x in zip(row, maps)))) for row in self.fuse_layers]
 
 # %% ../nbs/01_hrnet_blocks.ipynb #0db8a976
 def grow(
