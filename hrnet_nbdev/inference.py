@@ -74,7 +74,7 @@ def drop_duplicates(
 # %% ../nbs/06_inference.ipynb #7e27cf4c
 def for_display(
     poses, # `Poses`, grouped without refinement
-    score_thr=0.1, # people with a lower score are hidden
+    score_thr=0.15, # people with a lower score are hidden
     joint_thr=0.15, # joints with a lower score are hidden
     same=0.7, # OKS from which two poses count as one person
 ): # `Poses`
@@ -120,7 +120,7 @@ class PosePredictor:
         device=None, # 'cuda', 'cpu'; None: the GPU when there is one
         det_thr=0.1, # heatmap peaks below this are no joints
         tag_thr=1.0, # joints whose tags differ by more belong to different people
-        score_thr=0.1, # display mode hides people below this
+        score_thr=0.15, # display mode hides people below this
         joint_thr=0.15, # display mode hides joints below this
         display=True, # hide guessed joints, unsure people and duplicates; False: all the metric wants
         schema=COCO_SCHEMA, # key points of the model
@@ -236,14 +236,14 @@ def hrnet_pose(
     use_flip: bool = False, # run the mirrored picture too
     det_thr: float = 0.1, # heatmap peaks below this are no joints
     tag_thr: float = 1.0, # joints whose tags differ by more belong to different people
-    score_thr: float = 0.1, # people below this are hidden
+    score_thr: float = 0.15, # people below this are hidden
     display: bool = True, # hide guessed joints, unsure people and duplicates; off: all the metric wants
     views: bool = False, # also write heatmaps and tags as pictures
     exif: bool = True, # turn pictures as their EXIF orientation says; off for COCO, whose annotations ignore it
     device: str = "", # cuda or cpu; default: the GPU when there is one
 ):
     "Find people in pictures: writes each picture with skeletons, and results.json in COCO's format."
-    if min(det_thr, tag_thr, score_thr) < 0: raise UserError("--det_thr, --tag_thr and --score_thr must not be negative: their defaults are 0.1, 1 and 0.1")
+    if min(det_thr, tag_thr, score_thr) < 0: raise UserError("--det_thr, --tag_thr and --score_thr must not be negative: their defaults are 0.1, 1 and 0.15")
     pictures, others = find_pictures(sources)
     out = Path(out)
     if out.resolve() in {p.parent.resolve() for p in pictures}:
