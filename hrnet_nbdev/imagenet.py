@@ -82,6 +82,7 @@ def eval_transform(
 def class_loss(
     model, # ClassificationHRNet
     batch, # image uint8 [B, 3, H, W], label [B]
+    step, # of the training, unused: this loss stays the same throughout
     smoothing=0.0, # share of the target that is spread over all classes
 ): # scalar loss, dict of terms to log
     "Cross entropy of a batch, and its top-1 as the network trains."

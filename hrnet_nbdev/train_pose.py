@@ -28,8 +28,10 @@ from .training import fit, lr_at
 def batch_loss(
     model, # HigherHRNet
     batch, # of `collate_poses`
+    step=0, # of the training
+    steps=1, # of the whole training
     sigma=2.0, # of the heatmaps, in pixels of their maps
-    peak_weight=0.0, # extra weight of pixels near a joint; 0: the reference's loss
+    peak_weight=0.0, # extra weight of pixels near a joint at the first step, falling in a line to 0 at the last; 0: the reference's loss
     **weights, # heatmap_weight, push_weight, pull_weight of `total_loss`
 ): # scalar loss, dict of detached terms to log
     "Loss of a batch: targets drawn on the device, all terms, weighted and summed (arXiv 1908.10357, section 3)."
@@ -37,7 +39,7 @@ def batch_loss(
     sizes = [tuple(o.shape[-2:]) for o in outputs]
     heatmaps = [draw_heatmaps(j, s, sigma) for j, s in zip(batch["joints"], sizes)]
     indices = [tag_indices(batch["joints"][0], sizes[0]), None]
-    terms = pose_loss(outputs, heatmaps, batch["masks"], indices, peak_weight=peak_weight)
+    terms = pose_loss(outputs, heatmaps, batch["masks"], indices, peak_weight=peak_weight * (1 - step / steps))
     names = {f"heatmap_{i + 1}" if k == "heatmap" else k: v.detach().mean() for i, scale in enumerate(terms) for k, v in scale.items()}
     return total_loss(terms, **weights), names
 
@@ -136,7 +138,7 @@ def train_pose(
     steps, lr = s.get("steps") or s["epochs"] * per_epoch, s["lr"] * images
     every = max(1, round(eval_every * per_epoch)) if eval_every else max(1, math.ceil(steps / 30 / per_epoch) * per_epoch)
     schedule = partial(lr_at, steps=steps, lr=lr, cosine=s.get("cosine", False), warmup=min(50, steps // 10) if s.get("cosine") else 0, milestones=s.get("milestones", ()))
-    loss = partial(batch_loss, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
+    loss = partial(batch_loss, steps=steps, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
     shown = [i for i in range(len(val)) if len(val.people(i))][:4]
 
     def evaluate(model, step):

@@ -180,10 +180,10 @@ def to_device(batch, device, channels_last):
     if channels_last and isinstance(batch, dict): batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
     return batch
 
-def train_step(accelerator, model, loss_of_batch, optimizer, batch, clip):
+def train_step(accelerator, model, loss_of_batch, optimizer, batch, step, clip):
     "One backward pass, and an optimiser step when enough batches are accumulated. Returns detached loss terms, on the device."
     with accelerator.accumulate(model):
-        with accelerator.autocast(): loss, terms = loss_of_batch(model, batch)
+        with accelerator.autocast(): loss, terms = loss_of_batch(model, batch, step)
         accelerator.backward(loss)
         if clip and accelerator.sync_gradients: accelerator.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -284,7 +284,7 @@ def make_loader(data, batch_size, accelerator, seed, start, stop, workers, colla
 # %% ../nbs/02a_training.ipynb #5571cadf
 def fit(
     model, # `nn.Module` to train, on the CPU
-    loss_of_batch, # (model, batch) -> (scalar loss, dict of detached scalar tensors to log)
+    loss_of_batch, # (model, batch, step) -> (scalar loss, dict of detached scalar tensors to log)
     data, # training `Dataset`
     optimizer, # on the model's parameters; its learning rate is set here at every step
     run, # folder of the run
@@ -328,7 +328,7 @@ def fit(
     with StopRequest() as stop, log.bar:
         for batch in log.timed(loader):
             for group in optimizer.param_groups: group["lr"] = schedule(step)
-            log.add(train_step(accelerator, model, loss_of_batch, optimizer, to_device(batch, accelerator.device, channels_last), clip))
+            log.add(train_step(accelerator, model, loss_of_batch, optimizer, to_device(batch, accelerator.device, channels_last), step, clip))
             if not accelerator.sync_gradients: continue
             step, log.steps = step + 1, log.steps + 1
             log.bar.update()

@@ -242,8 +242,8 @@ def test_models_of_another_size_or_kind(tmp_path, cls, pose):
     with pytest.raises(UserError, match=r'build it with num_joints=3'): w.load_weights(HigherHRNet(4, 5, stem=4), files[1])
     with pytest.raises(UserError, match=r'build it with width=4'): w.load_weights(HigherHRNet(6, 3, stem=4), files[1])
     with pytest.raises(UserError, match=r'build it with num_classes=7'): w.load_weights(ClassificationHRNet(4, 8, stem=4, head=2), files[0])
-    with pytest.raises(UserError, match=r'mind width=4'): w.load_weights(HigherHRNet(6, 3, stem=4), files[0])
-    with pytest.raises(UserError, match='holds HigherHRNet'): w.load_weights(ClassificationHRNet(**SMALL_CLS), files[1])
+    with pytest.raises(UserError, match='build it with width=4'): w.load_weights(HigherHRNet(6, 3, stem=4), files[0])
+    with pytest.raises(UserError, match='holds HigherHRNet.* give a file of a ClassificationHRNet'): w.load_weights(ClassificationHRNet(**SMALL_CLS), files[1])
     with pytest.raises(UserError): w.load_weights(HigherHRNet(4, 3, (1, 3, 3), stem=4), files[0])
     with pytest.raises(UserError): w.load_weights(torch.nn.Linear(2, 2), files[0])
 
@@ -449,6 +449,17 @@ def test_inspect_says_what_is_in_a_file(tmp_path, cls, pose):
     for part in ('ClassificationHRNet', 'num_classes=7', '1956 tensors', '-> HigherHRNet', '1752', '78', '126', '58'): assert part in text
     text = w.inspect_weights(save(tmp_path / 'init.pth', {f'head.{n}' if n.startswith(HEAD) else n: v for n, v in cls.items()}))
     assert '126 tensors of head.* are ignored' in text
+
+
+def test_inspect_shows_an_incomplete_file(tmp_path, pose):
+    text = w.inspect_weights(save(tmp_path / 'pose.pth', spoil(pose, 'stage4.1.branches.2.0.bn1.weight')))
+    assert 'width=4' in text and 'refused: ' in text and 'stage4.1.branches.2.0.bn1.weight' in text
+
+
+def test_a_pose_head_of_another_layout_is_not_taken_for_a_classification_head(tmp_path, pose):
+    # a backbone with a strange `head.`: taking it for a pose initialisation would leave the head random without a word
+    state = {f'head.{n}' if n.startswith(('final_layers', 'deconv')) else f'backbone.{n}': v for n, v in pose.items()}
+    with pytest.raises(UserError, match='unknown to the model'): w.load_weights(HigherHRNet(**SMALL_POSE), save(tmp_path / 'x.pth', state))
 
 
 def test_convert_there_and_back(tmp_path, pose):
