@@ -17,7 +17,7 @@ from .files import UserError, atomic_path, user_errors, write_json
 from .higherhrnet import load_pose_model
 from .imagenet import pretrain
 from .synthetic import write_coco, write_imagenet
-from .train_pose import prediction_picture, train_pose
+from .train_pose import POSE_PRESETS, prediction_picture, train_pose
 from .training import read_metrics
 
 # %% ../nbs/08_demo.ipynb #ab77dce4
@@ -138,9 +138,9 @@ def demo(
     common = dict(preset="tiny", workers=workers, resume=True, cpu=cpu)
     timed("pretrain the classifier", pretrain, classes, out/"pretrain", epochs=pretrain_epochs, **common)
     timed("train the pose model", train_pose, people, out/"pose", weights=out/"pretrain"/"best.safetensors", epochs=epochs,
-          eval_every=(epochs or 25) / 4, eval_limit=60, flip_test=False, **common)
+          eval_every=(epochs or POSE_PRESETS["tiny"]["epochs"]) / 4, eval_limit=60, flip_test=False, **common)
     print("\n== evaluate on all validation pictures, and write the page", flush=True)
-    return demo_page(out, people, timing, input_size=128, flip=True)
+    return demo_page(out, people, timing, input_size=POSE_PRESETS["tiny"]["size"], flip=True, det_thr=POSE_PRESETS["tiny"]["det_thr"])
 
 # %% ../nbs/08_demo.ipynb #b0cc760b
 @call_parse

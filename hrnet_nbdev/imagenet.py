@@ -120,7 +120,8 @@ def evaluate_classifier(
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #83125b91
 CLASS_PRESETS = {f"w{c}": dict(width=c, size=224, epochs=100, batch_size=32, lr=0.05 / 128) for c in (32, 18, 48)} | {
-    "tiny": dict(width=16, modules=(1, 1, 1), blocks=2, stem=32, head=8, size=64, epochs=10, batch_size=32, lr=0.1 / 128, cosine=True, smallest=0.35)}
+    "tiny": dict(width=16, modules=(1, 1, 1), blocks=1, stem=32, head=8, size=64, epochs=20, batch_size=32, lr=4e-3 / 32, smallest=0.5,
+                 cosine=True, adamw=True)}
 
 def pretrain_settings(
     preset="w32", # w18, w32, w48 or tiny
@@ -168,7 +169,8 @@ def pretrain(
     total = s.get("steps") or s["epochs"] * per_epoch
     torch.manual_seed(seed)
     model = ClassificationHRNet(num_classes=len(train.wnids), **{k: s[k] for k in ("width", "modules", "blocks", "stem", "head") if k in s})
-    optimizer = torch.optim.SGD(model.parameters(), s["lr"] * images, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    if s.get("adamw"): optimizer = torch.optim.AdamW(model.parameters(), s["lr"] * images, weight_decay=0.02)
+    else: optimizer = torch.optim.SGD(model.parameters(), s["lr"] * images, momentum=0.9, nesterov=True, weight_decay=1e-4)
     schedule = partial(lr_at, steps=total, lr=s["lr"] * images, cosine=s.get("cosine", False), warmup=total // 20 if s.get("cosine") else 0, milestones=(.3, .6, .9))
     every = round(eval_every * per_epoch) if eval_every else max(1, math.ceil(total / 10 / per_epoch) * per_epoch)
     return fit(model, partial(class_loss, smoothing=smoothing), train, optimizer, out, steps=total, batch_size=s["batch_size"], schedule=schedule,

@@ -17,10 +17,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from fastcore.script import call_parse
-from .coco_eval import coco_scores, predict_dataset, predict_maps, predict_poses
+from .coco_eval import coco_scores, predict_dataset, predict_maps, to_image_px
 from .data import CocoPoses, TrainTransform, collate_poses, draw_heatmaps, normalize, tag_indices
 from .drawing import draw_poses, overlay_heatmaps, tag_image
 from .files import UserError, user_errors
+from .grouping import group
 from .higherhrnet import HigherHRNet, pose_loss, total_loss
 from .training import fit, lr_at
 
@@ -63,6 +64,7 @@ def prediction_picture(
     data, # `CocoPoses`
     numbers, # which pictures
     height=192, # of a row, in pixels
+    det_thr=0.1, # of the grouping
     **options, # input_size, flip of `predict_maps`
 ): # uint8 RGB, one row a picture: truth, prediction, heatmaps, tags
     "What the model makes of some pictures, beside the truth."
@@ -70,8 +72,10 @@ def prediction_picture(
     for i in numbers:
         raw = data.raw(i)
         image = raw["image"]
-        heatmaps, tags, _ = predict_maps(model, image, schema=data.schema, **options)
-        poses, _ = predict_poses(model, image, schema=data.schema, **options)
+        heatmaps, tags, resize = predict_maps(model, image, schema=data.schema, **options)
+        # not refined: joints that were guessed to please the metric only confuse the eye
+        poses, sure = group(heatmaps, tags, det_thr=det_thr, refine=False)
+        poses = to_image_px(poses[sure > 0.1], resize)
         heatmaps, tags = heatmaps.float().cpu().numpy(), tags[..., 0].float().cpu().numpy()
         size = image.shape[:2]
         views = [draw_poses(image, raw["joints"], data.schema, hollow=True), draw_poses(image, poses, data.schema, thr=0.1),
@@ -83,8 +87,9 @@ def prediction_picture(
 # %% ../nbs/05a_train_pose.ipynb #2f25c3c4
 BACKBONE = ("width", "modules", "blocks", "stem", "deconv_blocks")
 POSE_PRESETS = {f"w{w}-{s}": dict(width=w, size=s, epochs=300, batch_size=12, lr=1e-3 / 48, milestones=(200/300, 260/300)) for w, s in ((32, 512), (32, 640), (48, 640))} | {
-    "tiny": dict(width=16, modules=(1, 1, 1), blocks=2, stem=32, deconv_blocks=2, size=128, epochs=25, batch_size=16, lr=3e-3 / 16, cosine=True,
-                 peak_weight=20.0, heatmap_weight=10.0, push_weight=0.2, pull_weight=0.05)}
+    "tiny": dict(width=16, modules=(1, 1, 1), blocks=1, stem=32, deconv_blocks=1, size=128, epochs=22, batch_size=16, lr=4e-3 / 16, cosine=True,
+                 beta2=0.99, ema=0.99, peak_weight=20.0, heatmap_weight=10.0, push_weight=0.2, pull_weight=0.05, tag_std=0.1, det_thr=0.3,
+                 augment=dict(rotation=8, scale=(0.9, 1.15), translation=30))}
 
 def pose_settings(
     preset="w32-512", # w32-512, w32-640, w48-640 or tiny
@@ -109,27 +114,26 @@ def train_pose(
     workers=4, # loader processes
     seed=0, # of weights, order and augmentation
     accumulate=1, # batches for one step
-    ema=None, # decay of the weights' moving average
     eval_every=None, # epochs between evaluations; a thirtieth of all if None
     eval_limit=None, # score only the first so many pictures
     flip_test=True, # evaluate with the mirrored picture too
-    augment=None, # dict of arguments for `TrainTransform`
     resume=False, # continue the run in `out`
     cpu=False, # do not use a GPU
     precision="auto", # auto, no, bf16, fp16
     log_every=20, # steps between lines in metrics.jsonl
     save_every=1000, # steps between full states, besides each evaluation
     progress=True, # show a bar?
-    **changes, # of the preset: width, size, epochs, steps, batch_size, lr, peak_weight, ...
+    **changes, # of the preset: width, size, epochs, steps, batch_size, lr, ema, augment, peak_weight, ...
 ): # dict of the ten numbers of the last evaluation
     "Train a HigherHRNet; leaves best.safetensors and all about the run in `out`. Raises `UserError` for whatever the user can mend."
     s = pose_settings(preset, **changes)
     val = CocoPoses(root, val_split, only_annotated=False)
     train = CocoPoses(root, train_split)
-    train.transform = TrainTransform(s["size"], train.schema, **(augment or {}))
+    train.transform = TrainTransform(s["size"], train.schema, **s.get("augment", {}))
     torch.manual_seed(seed)
     model = HigherHRNet(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
     state = PartialState(cpu=cpu)
+    if "tag_std" in s: torch.nn.init.normal_(model.final_layers[0].weight[train.schema.num_joints:], std=s["tag_std"])
     if weights and not resume:
         report = model.load(weights)
         if state.is_main_process: print(report)
@@ -142,15 +146,15 @@ def train_pose(
     shown = [i for i in range(len(val)) if len(val.people(i))][:4]
 
     def evaluate(model, step):
-        options = dict(input_size=s["size"], flip=flip_test)
+        options = dict(input_size=s["size"], flip=flip_test, det_thr=s.get("det_thr", 0.1))
         scores = evaluate_pose(model, val, eval_limit, **options)
         return scores | ({"picture": prediction_picture(model, val, shown, **options)} if state.is_main_process else {})
 
-    return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
-               extra=dict(input_size=s["size"]), collate=collate_poses, seed=seed, workers=workers, accumulate=accumulate, precision=precision, ema=ema,
+    return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr, betas=(0.9, s.get("beta2", 0.999))), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
+               extra=dict(input_size=s["size"]), collate=collate_poses, seed=seed, workers=workers, accumulate=accumulate, precision=precision, ema=s.get("ema"),
                resume=resume, cpu=cpu, progress=progress, log_every=log_every, save_every=save_every,
                settings=dict(s, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), seed=seed, accumulate=accumulate,
-                             ema=ema, augment=augment or {}, workers=workers, steps=steps))
+                             workers=workers, steps=steps))
 
 # %% ../nbs/05a_train_pose.ipynb #ded5fa31
 @call_parse
@@ -185,7 +189,7 @@ def hrnet_train_pose(
     save_every:int=1000, # steps between full states, besides each evaluation
 ):
     "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures and best.safetensors in the folder of the run."
-    scores = train_pose(root, out, preset, weights, train_split, val_split, workers, seed, accumulate, ema, eval_every, eval_limit, resume=resume,
+    scores = train_pose(root, out, preset, weights, train_split, val_split, workers, seed, accumulate, eval_every, eval_limit, resume=resume, ema=ema,
                         cpu=cpu, precision=precision, log_every=log_every, save_every=save_every, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr,
                         peak_weight=peak_weight, heatmap_weight=heatmap_weight, push_weight=push_weight, pull_weight=pull_weight)
     if scores: print(f"AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}, AR {scores['AR']:.3f}; best weights in {Path(out)/'best.safetensors'}")

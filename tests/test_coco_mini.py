@@ -33,7 +33,7 @@ def test_eight_photographs_are_learnt_by_heart(tmp_path):
     "Train and test see people at the same scale: 1.5 x the short side in 384 px, and the short side in 256 px."
     root = subset(tmp_path / "coco")
     augment = dict(rotation=0, scale=(1.5, 1.5), translation=0, flip=0)
-    train_pose(root, tmp_path / "run", "tiny", size=384, width=24, batch_size=4, steps=700, lr=2e-3 / 4, augment=augment, workers=1, cpu=True,
+    train_pose(root, tmp_path / "run", "tiny", size=384, width=24, batch_size=4, steps=700, lr=2e-3 / 4, augment=augment, workers=1, cpu=True, ema=0.9,
                eval_every=1000, flip_test=False)
     data = CocoPoses(root, "val", only_annotated=False)
     results = predict_dataset(load_pose_model(tmp_path / "run/best.safetensors"), data, input_size=256, flip=False)
