@@ -116,7 +116,8 @@ def init_convs(
 ) -> None:
     "Draw the weights of all convolutions of `module` from a normal distribution, and set their biases to zero"
     for m in module.modules():
-        if not isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): continue
+        # on the device `meta` there is nothing to draw, and pretending to takes seconds
+        if not isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) or m.weight.is_meta: continue
         if std is None: nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
         else: nn.init.normal_(m.weight, std=std)
         if m.bias is not None: nn.init.zeros_(m.bias)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORGOTTEN', 'MMPOSE', 'THAWRO', 'HEAD', 'save_weights', 'read_safetensors', 'read_metadata', 'Forgotten',
            'read_pickle', 'is_state', 'unwrap', 'strip_prefix', 'rename', 'official_names', 'complete', 'model_name',
-           'infer_config', 'read_file', 'load_state', 'LoadReport', 'build', 'check_complete', 'arguments', 'misfit',
-           'plan_loading', 'load_weights', 'inspect_weights', 'convert_weights', 'hrnet_weights']
+           'infer_config', 'read_file', 'load_state', 'LoadReport', 'build', 'check_complete', 'plan_loading',
+           'load_weights', 'inspect_weights', 'convert_weights', 'hrnet_weights']
 
 # %% ../nbs/01a_weights.ipynb #c00bbd3b
 import json, re
@@ -42,7 +42,7 @@ def read_safetensors(
     "Tensors and metadata of a safetensors file. Raises `UserError` when it is damaged"
     try:
         with safe_open(str(path), framework='pt') as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+            return {name: f.get_tensor(name) for name in f.keys()}, dict(sorted((f.metadata() or {}).items()))
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f'{path} is damaged or cut off ({e}): fetch or write it again') from None
 
@@ -53,7 +53,7 @@ def read_metadata(
     "The metadata of a safetensors file, without reading its tensors"
     if not Path(path).is_file(): raise UserError(f'{path} is missing: check the name')
     try:
-        with safe_open(str(path), framework='pt') as f: metadata = dict(f.metadata() or {})
+        with safe_open(str(path), framework='pt') as f: metadata = dict(sorted((f.metadata() or {}).items()))
         if 'config' in metadata: metadata['config'] = dict(json.loads(metadata['config']))
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise UserError(f'{path} is no readable safetensors file ({e}): fetch or write it again') from None
@@ -86,8 +86,10 @@ def read_pickle(
         raise UserError(f'{path} is damaged, cut off or no PyTorch checkpoint ({type(e).__name__}: {reason}): '
                         'fetch it again') from None
 
-# %% ../nbs/01a_weights.ipynb #adaac6ec
-def is_state(content):
+# %% ../nbs/01a_weights.ipynb #ffeed360
+def is_state(
+    content, # anything
+) -> bool:
     "Is this a dict of named tensors?"
     return isinstance(content, dict) and bool(content) and all(
         isinstance(k, str) and torch.is_tensor(v) for k, v in content.items())
@@ -273,26 +275,26 @@ def check_complete(
 ) -> None:
     "Raises `UserError` unless the file is exactly the model that it seems to be, `head.*` aside"
     want = {n: v.shape for n, v in build(info, 'meta').state_dict().items()}
-    have = {n: v.shape for n, v in state.items() if info['model'] != 'HRNet' or not n.startswith('head.')}
+    have = {n: v.shape for n, v in state.items() if info['layout'] != 'pose initialisation' or not n.startswith('head.')}
     wrong = [n for n in {**want, **have} if want.get(n) != have.get(n)]
     if wrong: raise UserError(f'{info["file"]} is no complete {info["model"]}: {len(wrong)} tensors are missing, unknown or '
                               f'of another shape, such as {wrong[0]}; fetch it again')
 
 # %% ../nbs/01a_weights.ipynb #72655a7e
-def arguments(config): return ', '.join(f'{k}={v!r}' for k, v in config.items())
+def _arguments(config): return ', '.join(f'{k}={v!r}' for k, v in config.items())
 
-def misfit(model, info, unlike, missing, extra):
+def _misfit(model, info, unlike, missing, extra):
     "One sentence on why a checkpoint does not fit, with the remedy"
-    mine, theirs = type(model).__name__, f'{info["model"]}({arguments(info["config"])})'
+    mine, theirs = type(model).__name__, f'{info["model"]}({_arguments(info["config"])})'
     faults = [f'{len(names)} {what} ({names[0]})' for what, names in (
         ('of another shape', unlike), ('missing in the file', missing), ('unknown to the model', extra)) if names]
     differ = {k: v for k, v in info['config'].items() if getattr(model, 'config', {}).get(k, v) != v}
-    if info['model'] == mine: remedy = f'build it with {arguments(differ)}' if differ else 'fetch the file again'
-    else: remedy = 'give a file of that model' + (f', and mind {arguments(differ)}' if differ else '')
+    if info['model'] != mine and (info['model'] == 'HigherHRNet' or mine != 'HigherHRNet'): remedy = f'give a file of a {mine}'
+    else: remedy = f'build it with {_arguments(differ)}' if differ else 'fetch the file again'
     return f'{info["file"]} holds {theirs} and does not fit this {mine}: of the tensors, {", ".join(faults)}; {remedy}'
 
 # %% ../nbs/01a_weights.ipynb #7613d477
-HEAD = r'^(incre_modules|downsamp_modules|final_layer|classifier|head)\.'
+HEAD = r'^(incre_modules|downsamp_modules|final_layer|classifier)\.'
 
 def plan_loading(
     model:nn.Module, # is only looked at
@@ -307,11 +309,11 @@ def plan_loading(
     if not (missing or extra or unlike): return LoadReport(info, type(model).__name__, loaded)
     fusion = rf'^stage4\.{info["config"]["modules"][2] - 1}\.fuse_layers\.[123]\.'
     groups = {'fusion into coarser maps, which the pose model does not compute': [n for n in extra if re.match(fusion, n)],
-              'classification head': [n for n in extra if re.match(HEAD, n)]}
+              'classification head': [n for n in extra if re.match(r'^head\.' if info['layout'] == 'pose initialisation' else HEAD, n)]}
     is_backbone = info['model'] != 'HigherHRNet' and 'classifier.weight' not in own
     pose_head = [n for n in own if n.startswith(('final_layers.', 'deconv_layers.'))]
     if unlike or missing != pose_head or not is_backbone or sum(map(len, groups.values())) < len(extra):
-        raise UserError(misfit(model, info, unlike, missing, extra))
+        raise UserError(_misfit(model, info, unlike, missing, extra))
     check_complete(state, info)
     return LoadReport(info, type(model).__name__, loaded, {why: names for why, names in groups.items() if names}, missing)
 
@@ -328,7 +330,7 @@ def load_weights(
     if (report.ignored or report.fresh) and not quiet: print(report)
     return report
 
-# %% ../nbs/01a_weights.ipynb #a2fb1f98
+# %% ../nbs/01a_weights.ipynb #34a45581
 def inspect_weights(
     file:str|Path, # checkpoint of any layout
 ) -> str: # a short text
@@ -337,16 +339,18 @@ def inspect_weights(
     model = build(info, 'meta')
     way = [*(f'["{k}"]' for k in info['packed']), *([f'prefix {info["prefix"]}'] if info['prefix'] else [])]
     rows = dict(file=f'{info["file"]}, {Path(info["file"]).stat().st_size:,} bytes',
-                layout=', '.join([info['layout'], *way]), model=f'{info["model"]}({arguments(info["config"])})',
+                layout=', '.join([info['layout'], *way]), model=f'{info["model"]}({_arguments(info["config"])})',
                 holds=f'{info["entries"]} tensors, {" and ".join(info["dtypes"])}; the model has {count_parameters(model):,} parameters')
     if info['filled']: rows['left out'] = f'{len(info["filled"])} batch counters or biases, set to 0'
     extras = {k: v for k, v in info['metadata'].items() if k not in ('format', 'model', 'config')}
-    if extras: rows['notes'] = arguments(extras)
-    head = [n for n in state if n.startswith('head.')]
-    check_complete(state, info)
-    rows['loading'] = f'complete; all of it fits this model{f", {len(head)} tensors of head.* are ignored" if head else ""}'
+    if extras: rows['notes'] = _arguments(extras)
+    head = [n for n in state if n.startswith('head.') and n not in info['filled']]
+    try:
+        check_complete(state, info)
+        rows['loading'] = 'complete; all of it fits this model' + (f', {len(head)} tensors of head.* are ignored' if head else '')
+    except UserError as e: rows['loading'] = f'refused: {e}'
     lines = [f'{k:9}{v}' for k, v in rows.items()]
-    if info['model'] == 'HigherHRNet': return '\n'.join(lines)
+    if info['model'] == 'HigherHRNet' or rows['loading'].startswith('refused'): return '\n'.join(lines)
     size = {k: info['config'][k] for k in ('width', 'modules', 'blocks', 'stem')}
     return '\n'.join([*lines, '', str(plan_loading(build(dict(info, model='HigherHRNet', config=size), 'meta'), state, info))])
 
