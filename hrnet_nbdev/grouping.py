@@ -136,9 +136,9 @@ def assign(
     scores,  # `[n]` heatmap values of the candidates
     use_score=True,  # False: the cost is the plain distance
 ):
-    """Column (person) of each row (candidate), -1 for none: `[n]` int64. The total cost is the least possible, with
-    cost = round(distance) * 100 - score (HigherHRNet's); among equal totals the unrounded distances sum least."""
-    cost = np.round(distances) * 100 - scores[:, None] + 1e-6 * distances if use_score else distances
+    """Column (person) of each row (candidate), -1 for none: `[n]` int64. The total of round(distance) * 100 - score (HigherHRNet's cost)
+    is the least possible; of equal totals SciPy's solver decides, which pairs rows and columns in their order if all costs are equal."""
+    cost = np.round(distances) * 100 - scores[:, None] if use_score else distances
     rows, cols = linear_sum_assignment(cost)
     person = np.full(len(distances), -1)
     person[rows] = cols
@@ -382,6 +382,7 @@ def group_batch(
         return [(poses.numpy(), scores.numpy()) for poses, scores in found]
     if tags.shape[:-1] != heatmaps.shape:
         raise ValueError(f'tags {tuple(tags.shape)} must be the heatmaps\' shape {tuple(heatmaps.shape)} and one more dimension')
+    if not len(heatmaps): return []
     heatmaps, tops = clean_maps(heatmaps)
     peaks = top_k(heatmaps, tags, max_people, det_thr, nms_kernel, tops)
     people = [match(*one, det_thr, tag_thr, max_people, use_score, ignore_too_many, joint_order) for one in zip(*peaks)]

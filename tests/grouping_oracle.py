@@ -35,7 +35,7 @@ def match(candidates, det_thr=0.1, tag_thr=1.0, max_people=30, use_score=True, i
             means = [np.mean([j[3:] for j in p.values()], 0) for p in known]
             distance = np.array([[np.sqrt(((j[3:] - m) ** 2).sum()) for m in means] for j in joints])
             cost = distance
-            if use_score: cost = np.array([[np.round(d) * 100 - j[2] + 1e-6 * d for d in row] for j, row in zip(joints, distance)])
+            if use_score: cost = np.array([[np.round(d) * 100 - j[2] for d in row] for j, row in zip(joints, distance)])
             columns = dict(zip(*linear_sum_assignment(cost)))
         for i, joint in enumerate(joints):
             if i in columns and distance[i][columns[i]] < tag_thr: known[columns[i]][k] = joint
