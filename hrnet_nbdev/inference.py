@@ -75,7 +75,7 @@ def drop_duplicates(
 def for_display(
     poses, # `Poses`, grouped without refinement
     score_thr=0.15, # people with a lower score are hidden
-    joint_thr=0.15, # joints with a lower score are hidden
+    joint_thr=0.2, # joints with a lower score are hidden
     same=0.7, # OKS from which two poses count as one person
 ): # `Poses`
     "What a viewer wants to see: sure joints of sure people, everybody once."
@@ -121,7 +121,7 @@ class PosePredictor:
         det_thr=0.1, # heatmap peaks below this are no joints
         tag_thr=1.0, # joints whose tags differ by more belong to different people
         score_thr=0.15, # display mode hides people below this
-        joint_thr=0.15, # display mode hides joints below this
+        joint_thr=0.2, # display mode hides joints below this
         display=True, # hide guessed joints, unsure people and duplicates; False: all the metric wants
         schema=COCO_SCHEMA, # key points of the model
         exif=True, # turn files and PIL images as their EXIF orientation says? COCO's annotations want False
