@@ -11,7 +11,7 @@ from hrnet_nbdev.files import read_image
 from hrnet_nbdev.grouping import group
 from hrnet_nbdev.higherhrnet import HigherHRNet, load_pose_model
 
-def report(name, f, items, device, repeats=5):
+def report(name, f, items, device, repeats=3):
     "Mean time of `f` over `items`, in the fastest of the `repeats`: other programs only ever slow it down. Returns the results."
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     results, times = [f(*it) for it in items], []
@@ -23,7 +23,7 @@ def report(name, f, items, device, repeats=5):
     return results
 
 @torch.no_grad()
-def main(weights, root, split="val2017", size=512, device="cpu", count=8):
+def main(weights, root, split="val2017", size=512, device="cpu", count=4):
     torch.set_num_threads(1); cv2.setNumThreads(0)
     data = CocoPoses(root, split, only_annotated=True)
     model = (HigherHRNet().eval() if weights == "w32" else load_pose_model(weights)).to(device)
