@@ -48,15 +48,14 @@ def scene(people, height=512, width=704, dims=2, missing=0.25, background='smoot
 
 
 def median_ms(f, device, repeat):
-    "Median time of `f()` in milliseconds after two warm-up calls."
+    "Medians of the wall-clock and of the processor time of `f()` in milliseconds, after two warm-up calls."
     times = []
-    for i in range(repeat + 2):
-        start = time.perf_counter()
+    for i in range(repeat + (2 if repeat > 1 else 0)):
+        wall, cpu = time.perf_counter(), time.process_time()
         f()
         if device == 'cuda': torch.cuda.synchronize()
-        if i >= 2 or repeat == 1: times.append(time.perf_counter() - start)
-        if repeat == 1: break
-    return float(np.median(times)) * 1e3
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return np.median(times[2 if repeat > 1 else 0:], 0) * 1e3
 
 
 def stages(heat, tags):
@@ -93,7 +92,7 @@ def main():
     torch.set_num_threads(args.threads)
     print(f'{args.size[0]} x {args.size[1]}, two tags, background {args.background}, {args.device}, {args.threads} threads, '
           f'medians of {args.repeat} runs (loops: 1 to 3), milliseconds')
-    print(f'{"people":>6} {"stage":<12} {"ours":>9} {"loops":>10} {"ratio":>7}')
+    print(f'{"people":>6} {"stage":<12} {"ours":>9} {"its CPU":>9} {"loops":>10} {"ratio":>7}')
     for people in args.people:
         heat, tags = (t.to(args.device) for t in scene(people, *args.size, background=args.background))
         poses, scores = G.group(heat, tags)
@@ -104,9 +103,9 @@ def main():
             assert np.array_equal(poses.cpu().numpy(), want) and np.allclose(scores.cpu().numpy(), want_scores), 'results differ'
         print(f'{people:>6} people drawn: {len(poses)} found, {fills} joints to fill')
         for name, stage in stages(heat, tags).items():
-            ours = median_ms(stage, args.device, args.repeat)
-            loops = median_ms(slow[name], 'cpu', 1 if people > 10 else 3) if slow else float('nan')
-            print(f'{people:>6} {name:<12} {ours:9.2f} {loops:10.1f} {loops / ours:6.0f}x')
+            ours, cpu = median_ms(stage, args.device, args.repeat)
+            loops = median_ms(slow[name], 'cpu', 1 if people > 10 else 3)[0] if slow else float('nan')
+            print(f'{people:>6} {name:<12} {ours:9.2f} {cpu:9.2f} {loops:10.1f} {loops / ours:6.0f}x')
 
 
 if __name__ == '__main__': main()

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TILE', 'COCO_ORDER', 'pad_to_tiles', 'tile_extremes', 'pick_tiles', 'clean_maps', 'local_maxima', 'find_peaks',
            'top_k', 'assign', 'match', 'quarter_offset', 'joint_maps', 'adjust_joints', 'mean_tags', 'tag_level',
-           'tile_tags', 'tag_ranges', 'open_tiles', 'best_places', 'refine_poses', 'group_batch', 'group']
+           'tile_tags', 'tag_ranges', 'open_tiles', 'first_guess', 'best_places', 'refine_poses', 'group_batch',
+           'group']
 
 # %% ../nbs/04_grouping.ipynb #6551dc6f
 import numpy as np
@@ -305,6 +306,20 @@ def open_tiles(
         place = place.scatter_reduce(0, search[some], corner[tile[some]] + at // TILE * width + at % TILE, 'amin')
     return higher, place
 
+# %% ../nbs/04_grouping.ipynb #a3a76759
+def first_guess(
+    heatmap,  # `[H, W]` float32
+    tags,  # `[H, W, L]`
+    means,  # `[L, S]` mean tags that are looked for
+    step=2 * TILE,  # pixels from one sample to the next
+):
+    "Largest `heatmap - level` among a few pixels, and where it is (y * W + x), for every search: two `[S]` tensors."
+    width, across = heatmap.shape[1], -(-heatmap.shape[1] // step)
+    some = tags[::step, ::step].flatten(0, 1).T.float()[:, None]
+    fit = heatmap[::step, ::step].flatten() - tag_level(some, some, means[..., None])
+    best, at = torch.where(fit.isnan(), -torch.inf, fit).max(1)
+    return best, (at // across * width + at % across) * step
+
 # %% ../nbs/04_grouping.ipynb #b2291be9
 def best_places(
     heatmap,  # `[H, W]` float32, and
@@ -314,27 +329,29 @@ def best_places(
 ):
     """Row-major first pixel with the largest `heatmap - round(|tag - mean|)` for every person: `y, x, value, found`, each `[S]`. Exact,
     though most tiles are never opened: no pixel beats its tile's largest value minus the level of the nearest tag in the tile."""
-    width, tops, step = heatmap.shape[1], tops.flatten(), 2 * TILE
-    means = means.T.contiguous()
-    some = tags[::step, ::step].flatten(0, 1).T.float()[:, None]  # a first guess from every 16th pixel of every 16th row
-    fit = heatmap[::step, ::step].flatten() - tag_level(some, some, means[..., None])
-    best, at = torch.where(fit.isnan(), -torch.inf, fit).max(1)
-    across = -(-width // step)
-    place = (at // across * width + at % across) * step
+    width, tops, means = heatmap.shape[1], tops.flatten(), means.T.contiguous()
+    best, place = first_guess(heatmap, tags, means)
 
-    def look(who, tiles):
+    def look(who, tiles, ranges):
         "Improve on the guesses of some searches in some tiles."
-        who, tiles = who.nonzero()[:, 0], tiles.nonzero()[:, 0]
+        who = who.nonzero()[:, 0]
         if not len(who) or not len(tiles): return
-        top, mean, (low, high) = tops[tiles], means[:, who, None], tag_ranges(tags, tiles)
+        top, mean, (low, high) = tops[tiles], means[:, who, None], ranges
         bound = top - tag_level(low, high, mean)  # what the tile may hold at most
         sure = (top - tag_level(high, low, mean)).amax(1)  # its brightest pixel is worth this even with the tile's farthest tag
         start, unknown = torch.maximum(best[who], sure), torch.where(sure > best[who], heatmap.numel(), place[who])
         best[who], place[who] = open_tiles(bound, tiles, heatmap, tags, means[:, who], start, unknown)
 
-    for who in (best >= 0, best < 0):  # most people have a decent guess, for which few tiles are bright enough
-        if who.any(): look(who, (tops > 0) & (tops >= best[who].min()))  # a joint lies above zero
-    look((best <= 0) & (heatmap.flatten()[place] > 0), tops <= 0)  # does a pixel at or below zero fit better? Then there is no joint
+    tiles = ((tops > 0) & (tops >= best.min())).nonzero()[:, 0]  # a joint lies above zero
+    ranges = tag_ranges(tags, tiles)
+    for who in (best >= 0, best < 0):  # most people have a decent guess, which few tiles are bright enough to beat
+        if who.any():
+            bright = (tops[tiles] >= best[who].min()).nonzero()[:, 0]
+            look(who, tiles[bright], ranges[..., bright])
+    doubtful = (best <= 0) & (heatmap.flatten()[place] > 0)  # does a pixel at or below zero fit better? Then there is no joint
+    if doubtful.any():
+        dark = (tops <= 0).nonzero()[:, 0]
+        look(doubtful, dark, tag_ranges(tags, dark))
     value = heatmap.flatten()[place]
     return place // width, place % width, value, (value > 0) & best.isfinite()
 
