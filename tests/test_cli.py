@@ -1,8 +1,9 @@
 """The commands as a user meets them: --help, and one clear sentence for each mistake."""
-import json, os, shutil, subprocess, sys
+import contextlib, importlib, io, json, os, shutil, subprocess, sys
 import numpy as np
 import pytest
-from hrnet_nbdev.files import write_image, write_json
+from fastcore.script import anno_parser
+from hrnet_nbdev.files import underscored, write_image, write_json
 from hrnet_nbdev.hrnet import ClassificationHRNet
 from hrnet_nbdev.synthetic import write_coco, write_imagenet
 from hrnet_nbdev.weights import save_weights
@@ -10,16 +11,24 @@ from hrnet_nbdev.weights import save_weights
 MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_pretrain="imagenet", hrnet_train_pose="train_pose",
                hrnet_eval_coco="coco_eval", hrnet_pose="inference", hrnet_weights="weights")
 
-def run(command, *args, cwd=None):
-    return subprocess.run([sys.executable, "-m", f"hrnet_nbdev.{MODULES[command]}", *map(str, args)], capture_output=True, text=True, cwd=cwd,
-                          env=dict(os.environ, OMP_NUM_THREADS="1", NO_ALBUMENTATIONS_UPDATE="1"), timeout=300)
+def run(command, *args):
+    "Run a command in this process, through its own command line; return (exit status, what it wrote to stderr and stdout)."
+    f = getattr(importlib.import_module(f"hrnet_nbdev.{MODULES[command]}"), command)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            parsed = vars(anno_parser(f).parse_args([underscored(str(a)) for a in args]))
+            f(**{k: v for k, v in parsed.items() if k not in ("pdb", "xtra")})
+            status = 0
+        except SystemExit as e: status = e.code or 0
+    return status, err.getvalue(), out.getvalue()
 
-def refuse(said, command, *args, cwd=None):
+def refuse(said, command, *args):
     "The command fails with one sentence that contains `said`."
-    r = run(command, *args, cwd=cwd)
-    assert r.returncode not in (0, None) and "Traceback" not in r.stderr, r.stderr
-    last = [line for line in r.stderr.splitlines() if line.startswith("error:")]
-    assert len(last) == 1 and said in last[0], r.stderr
+    status, err, _ = run(command, *args)
+    assert status not in (0, None) and "Traceback" not in err, err
+    last = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(last) == 1 and said in last[0], err
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
@@ -29,8 +38,13 @@ def sets(tmp_path_factory):
 
 @pytest.mark.parametrize("command", MODULES)
 def test_help(command):
-    r = run(command, "--help")
-    assert r.returncode == 0 and "usage:" in r.stdout and len(r.stdout.splitlines()) > 8
+    status, _, out = run(command, "--help")
+    assert status == 0 and "usage:" in out and len(out.splitlines()) > 8
+
+def test_a_real_process_takes_dashes_and_exits_with_one(tmp_path):
+    r = subprocess.run([sys.executable, "-m", "hrnet_nbdev.imagenet", str(tmp_path), "--batch-size", "-3", "--preset", "tiny"], capture_output=True,
+                       text=True, env=dict(os.environ, NO_ALBUMENTATIONS_UPDATE="1"))
+    assert r.returncode == 1 and r.stderr.strip().splitlines()[-1] == "error: --batch-size must be positive, not -3"
 
 def test_training_commands_refuse_bad_input(sets, tmp_path):
     coco, imagenet = sets
@@ -75,6 +89,6 @@ def test_folder_of_mixed_files(tmp_path):
     pictures = tmp_path / "pictures"
     write_image(pictures / "good.jpg", np.full((60, 80, 3), 128, np.uint8))
     (pictures / "notes.txt").write_text("hello"); (pictures / "torn.jpg").write_bytes(b"\xff\xd8\xff")
-    r = run("hrnet_pose", pictures, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
-    assert r.returncode != 0 and "torn.jpg" in r.stderr + r.stdout and "Traceback" not in r.stderr
+    status, err, _ = run("hrnet_pose", pictures, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    assert status != 0 and "torn.jpg" in err and "Traceback" not in err
     assert any("good" in p.name for p in (tmp_path / "out").rglob("*"))
