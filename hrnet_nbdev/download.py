@@ -93,7 +93,8 @@ def download(
             try: why = collect(url, part, tries, wait, timeout, quiet)
             except UserError as e: raise UserError(f'{path.name} cannot be fetched: {e}; {by_hand}: {path}') from None
             if right(part): return part.replace(path)
-            if why: raise UserError(f'{path.name} is not complete: {why}; run it again to continue, or {by_hand}: {path}')
+            got = 'is not complete' if part.exists() else 'cannot be fetched'
+            if why: raise UserError(f'{path.name} {got}: {why}; run it again to continue, or {by_hand}: {path}')
             part.unlink()
             if not resumed: break  # otherwise the old part may be to blame: once more, from the start
     raise UserError(f'{path.name} is not what {url} serves: the {algorithm} is not {digest}..., nothing was kept; {by_hand}: {path}')

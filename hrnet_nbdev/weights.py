@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from fastcore.script import Param, call_parse
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .download import fetch_weights, find_weights, list_weights
@@ -33,7 +33,8 @@ def save_weights(
     metadata = dict(format='pt', model=type(model).__name__, config=json.dumps(model.config),
                     **{k: str(v) for k, v in extra.items()})
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_path(path) as tmp: save_file(state, tmp, metadata=metadata)
+    # not `save_file`: newer versions of it leave a file that nobody but its owner may read
+    with atomic_path(path) as tmp: tmp.write_bytes(save(state, metadata))
 
 # %% ../nbs/01a_weights.ipynb #8de0e767
 def read_safetensors(
@@ -82,9 +83,7 @@ def read_pickle(
         if asked:
             raise UserError(f'{path} wants to run {(asked[1] or asked[2]).rstrip(",.")} while it is read: refused, nothing '
                             'of it was run; where you trust it, save its state dict alone, or as safetensors') from None
-        reason = (str(e).splitlines() or [''])[0][:100]
-        raise UserError(f'{path} is damaged, cut off or no PyTorch checkpoint ({type(e).__name__}: {reason}): '
-                        'fetch it again') from None
+        raise UserError(f'{path} is damaged, cut off or no PyTorch checkpoint ({type(e).__name__}): fetch it again') from None
 
 # %% ../nbs/01a_weights.ipynb #ffeed360
 def is_state(

@@ -332,7 +332,7 @@ def test_files_that_are_cut_off(tmp_path, files, name):
 def test_files_with_wrong_bytes(tmp_path, files, name):
     # every fault is a UserError or harmless (a number that is another number): nothing else may come out
     data, rng, refused = (files / name).read_bytes(), random.Random(0), 0
-    for trial in range(60):
+    for trial in range(30):
         spoilt = bytearray(data)
         for _ in range(rng.choice((1, 20))):
             # headers and pickles at the ends are where it hurts
@@ -341,13 +341,13 @@ def test_files_with_wrong_bytes(tmp_path, files, name):
         (tmp_path / name).write_bytes(spoilt)
         try: w.load_weights(ClassificationHRNet(4, 3, (1, 1, 1), 1, 4, 1), tmp_path / name, quiet=True)
         except UserError as e: refused += name in str(e) and '\n' not in str(e)
-    assert refused >= 15
+    assert refused >= 8
 
 
 @pytest.mark.parametrize('content, message', [
     (b'', 'damaged'), (b'<!DOCTYPE html><html>Not found</html>', 'is a web page'), (b'\n <html>', 'is a web page'),
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n', 'git lfs pull'), (b'hello world', 'no PyTorch checkpoint'),
-    (os.urandom(3000), 'a.pth'), (b'PK\x03\x04' + bytes(100), 'damaged')])
+    (random.Random(1).randbytes(3000), "a.pth"), (b'PK\x03\x04' + bytes(100), 'damaged')])
 def test_files_that_are_no_checkpoints(tmp_path, content, message):
     for name in ('a.pth', 'a.safetensors'):
         (tmp_path / name).write_bytes(content)
@@ -485,10 +485,8 @@ def run(*args, **kw):
     return subprocess.run([sys.executable, '-m', 'hrnet_nbdev.weights', *map(str, args)], capture_output=True, text=True, **kw)
 
 
-def test_command(tmp_path, cls):
-    file, marker = save(tmp_path / 'cls.pth', cls), tmp_path / 'ran'
-    done = run('convert', file, tmp_path / 'ours.safetensors')
-    assert done.returncode == 0 and 'wrote' in done.stdout and (tmp_path / 'ours.safetensors').is_file()
+def test_command(tmp_path):
+    marker = tmp_path / 'ran'
     save(tmp_path / 'evil.pth', dict(state_dict=Payload(os.system, f'touch {marker}')))
     done = run('inspect', tmp_path / 'evil.pth')
     assert done.returncode == 1 and 'Traceback' not in done.stderr and len(done.stderr.splitlines()) == 1
@@ -497,7 +495,9 @@ def test_command(tmp_path, cls):
 
 def test_command_functions(tmp_path, cls, capsys, monkeypatch):
     file = save(tmp_path / 'cls.pth', cls)
-    w.hrnet_weights('inspect', str(file))
+    w.hrnet_weights('convert', str(file), str(tmp_path / 'ours.safetensors'))
+    assert 'wrote' in capsys.readouterr().out
+    w.hrnet_weights('inspect', str(tmp_path / 'ours.safetensors'))
     assert 'ClassificationHRNet(width=4' in capsys.readouterr().out
     (tmp_path / 'hrnet_32.pt').touch()
     w.hrnet_weights('list', folder=str(tmp_path))
