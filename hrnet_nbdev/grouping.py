@@ -27,7 +27,6 @@ def pad_to_tiles(
         if n % TILE: maps = maps.index_select(d, torch.arange(-(-n // TILE) * TILE, device=maps.device).clamp(max=n - 1))
     return maps
 
-# %% ../nbs/04_grouping.ipynb #7371bb32
 def tile_extremes(
     maps,  # tensor with rows along `dim` and columns along `dim + 1`
     dim,  # where the rows are
@@ -74,7 +73,6 @@ def local_maxima(
     window = heatmaps.reshape(-1)[rows[:, :, None] + (x[:, None] + steps).clamp(0, width - 1)[:, None]]
     return heatmaps[n, y, x] >= window.amax((1, 2))
 
-# %% ../nbs/04_grouping.ipynb #a0bd6c38
 def find_peaks(
     heatmaps,  # `[N, H, W]` tensor
     det_thr=0.1,  # a peak lies above this value (>= 0)
@@ -207,7 +205,6 @@ def joint_maps(
     image = torch.zeros(len(poses), dtype=torch.long, device=poses.device) if image is None else image
     return heatmaps.float().reshape(-1, *heatmaps.shape[-2:]), image[:, None] * K + torch.arange(K, device=poses.device)
 
-# %% ../nbs/04_grouping.ipynb #54c3cca9
 def adjust_joints(
     poses,  # `[P, K, 3 + L]` tensor in whole pixels of the maps
     heatmaps,  # `[K, H, W]`, or `[B, K, H, W]` with `image`
@@ -258,7 +255,6 @@ def tile_tags(
     tags = torch.stack([pick_tiles(t, where).flatten(1) for t in tags.unbind(-1)]).float()
     return torch.where(tags.isnan(), torch.inf, tags)
 
-# %% ../nbs/04_grouping.ipynb #b0ceaab1
 def tag_ranges(
     tags,  # `[H, W, L]` tags of any floating type
     tiles,  # `[m]` tiles, row * w + column
