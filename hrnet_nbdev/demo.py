@@ -64,7 +64,7 @@ def curves(
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
 h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}img,svg{max-width:100%;height:auto}
 table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}th{color:#555;font-weight:600}
-figcaption,.small{color:#555;font-size:.9rem}figure{margin:1rem 0}.heads{display:grid;grid-template-columns:repeat(4,1fr);text-align:center;font-weight:600}"""
+figure img{width:100%}figcaption,.small{color:#555;font-size:.9rem}figure{margin:1rem 0}.heads{display:grid;grid-template-columns:repeat(4,1fr);text-align:center;font-weight:600}"""
 
 def figures(model, data, ids, scores, **options):
     "HTML of the pictures `ids`, one row each: annotated people, found people, heatmaps, tags."

@@ -229,7 +229,7 @@ def count_macs(
     model:nn.Module, # stays as it is: a copy without storage is run
     input_shape:tuple=(1, 3, 224, 224), # of one batch; divide by its first number for one image
 ) -> int: # multiply-accumulate operations of all convolutions and matrix products
-    "Multiply-accumulate operations of one forward pass (the papers print them divided by 2^30, as `G`); only shapes are followed"
+    "Multiply-accumulate operations of one forward pass (the classification paper prints them divided by 2^30, the pose paper by 1e9); only shapes are followed"
     ghost = deepcopy(model).to('meta').eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(): ghost(torch.empty(input_shape, device='meta'))
     return counter.get_total_flops() // 2  # one MAC is a multiplication and an addition
