@@ -252,9 +252,8 @@ def tile_tags(
 ):
     "Tags in `m` tiles, `[L, m, pixels]` float32; NaN became infinity, which is far from everybody."
     w = -(-tags.shape[1] // TILE)
-    where = tiles // w, tiles % w
-    tags = torch.stack([pick_tiles(t, where).flatten(1) for t in tags.unbind(-1)]).float()
-    return torch.where(tags.isnan(), torch.inf, tags)
+    picked = pick_tiles(tags.movedim(-1, 0), (slice(None), tiles // w, tiles % w)).flatten(2)
+    return picked.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 def tag_ranges(
     tags,  # `[H, W, L]` tags of any floating type
@@ -265,8 +264,9 @@ def tag_ranges(
     picked = tile_tags(tags, tiles) if some else None
     both = []
     for reduce, limit in ((torch.amin, -torch.inf), (torch.amax, torch.inf)):
-        value = reduce(picked, 2) if some else tile_extremes(tags, 0, reduce).flatten(0, 1)[tiles].T.float()
-        both.append(torch.where(value.isnan(), limit, value))
+        if some: value = reduce(picked, 2)
+        else: value = tile_extremes(tags, 0, reduce).movedim(-1, 0).flatten(1).float().index_select(1, tiles)
+        both.append(value.nan_to_num(nan=limit, posinf=torch.inf, neginf=-torch.inf))
     return torch.stack(both)[:, :, None]
 
 # %% ../nbs/04_grouping.ipynb #1239b92d
