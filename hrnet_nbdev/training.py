@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE_SETTINGS', 'lr_at', 'batch_keys', 'Seeded', 'rng_state', 'set_rng_state', 'read_state', 'write_state',
-           'git_revision', 'open_run', 'truncate_metrics', 'read_metrics', 'StopRequest', 'pick_precision',
-           'make_accelerator', 'to_device', 'train_step', 'Log', 'full_state', 'restore', 'evaluate_and_keep',
-           'make_loader', 'fit']
+           'git_revision', 'open_run', 'truncate_metrics', 'read_metrics', 'StopRequest', 'preset_settings',
+           'pick_precision', 'make_accelerator', 'to_device', 'train_step', 'Log', 'full_state', 'restore',
+           'evaluate_and_keep', 'make_loader', 'fit']
 
 # %% ../nbs/02a_training.ipynb #f03cdc44
 import json, math, os, random, signal, subprocess, sys, time
@@ -158,6 +158,20 @@ class StopRequest:
         self.requested = True
     def __exit__(self, *_):
         for s, handler in self.old.items(): signal.signal(s, handler)
+
+# %% ../nbs/02a_training.ipynb #8dbf99fd
+def preset_settings(
+    presets, # dict of name -> dict of settings
+    preset, # a name in it
+    **changes, # settings that replace the preset's; `None` keeps them
+): # dict of settings
+    "A preset with changes. Raises `UserError` for an unknown preset or an impossible number."
+    if preset not in presets: raise UserError(f"preset {preset!r} is unknown: use one of {', '.join(presets)}")
+    chosen = presets[preset] | {k: v for k, v in changes.items() if v is not None}
+    for name in ("width", "size", "epochs", "batch_size", "lr", "steps"):
+        if name in chosen and chosen[name] <= 0: raise UserError(f"--{name.replace('_', '-')} must be positive, not {chosen[name]}")
+    if chosen["size"] % 32: raise UserError(f"--size must be a multiple of 32, not {chosen['size']}: the coarsest branch has stride 32")
+    return chosen
 
 # %% ../nbs/02a_training.ipynb #e94686b5
 def pick_precision(precision="auto"):

@@ -30,10 +30,10 @@ def subset(folder, count=8, most_people=3, least_joints=6):
 
 @pytest.mark.slow
 def test_eight_photographs_are_learnt_by_heart(tmp_path):
-    "Train and test see people at the same scale: 1.5 x the short side in 384 px, and the short side in 256 px."
+    "No flips or turns; the frame moves and breathes a little, because the test's frame (the whole picture) is not the training's (a square)."
     root = subset(tmp_path / "coco")
-    augment = dict(rotation=0, scale=(1.5, 1.5), translation=0, flip=0)
-    train_pose(root, tmp_path / "run", "tiny", size=384, width=24, batch_size=4, steps=700, lr=2e-3 / 4, augment=augment, workers=1, cpu=True, ema=0.9,
+    augment = dict(rotation=0, scale=(1.0, 1.3), translation=60, flip=0)
+    train_pose(root, tmp_path / "run", "tiny", size=288, width=24, batch_size=4, steps=1000, lr=2e-3 / 4, augment=augment, workers=1, cpu=True, ema=0.9,
                eval_every=1000, flip_test=False)
     data = CocoPoses(root, "val", only_annotated=False)
     results = predict_dataset(load_pose_model(tmp_path / "run/best.safetensors"), data, input_size=256, flip=False)
