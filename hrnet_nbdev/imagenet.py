@@ -16,7 +16,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from fastcore.script import call_parse
 from PIL import UnidentifiedImageError
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets

@@ -20,7 +20,7 @@ from fastcore.script import call_parse
 from .coco_eval import coco_scores, predict_dataset, predict_maps, to_image_px
 from .data import CocoPoses, TrainTransform, collate_poses, draw_heatmaps, normalize, tag_indices
 from .drawing import draw_poses, overlay_heatmaps, tag_image
-from .files import UserError, user_errors
+from .files import user_errors
 from .grouping import group
 from .higherhrnet import HigherHRNet, pose_loss, total_loss
 from .training import fit, lr_at, preset_settings

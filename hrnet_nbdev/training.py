@@ -9,7 +9,7 @@ __all__ = ['FREE_SETTINGS', 'lr_at', 'batch_keys', 'Seeded', 'rng_state', 'set_r
            'evaluate_and_keep', 'make_loader', 'fit']
 
 # %% ../nbs/02a_training.ipynb #f03cdc44
-import json, math, os, random, signal, subprocess, sys, time
+import json, math, random, signal, subprocess, sys, time
 from importlib.metadata import version
 from pathlib import Path
 import cv2

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import grouping_oracle as oracle
 from hrnet_nbdev import grouping as G
 
 GOLDEN = np.load(Path(__file__).parent / 'golden' / 'grouping.npz')

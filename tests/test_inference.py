@@ -1,7 +1,6 @@
 """Poses in pictures: the predictor's inputs, what display mode hides, and the command."""
 import json, subprocess, sys
 from pathlib import Path
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +8,7 @@ from golden_weights import load_golden
 from PIL import Image
 from hrnet_nbdev import inference as inf
 from hrnet_nbdev.coco_eval import multi_scale_size
-from hrnet_nbdev.data import COCO_SCHEMA, draw_heatmaps
+from hrnet_nbdev.data import draw_heatmaps
 from hrnet_nbdev.files import UserError, read_image, write_image
 from hrnet_nbdev.higherhrnet import HigherHRNet
 from hrnet_nbdev.weights import save_weights
