@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'UserError', 'BadImage', 'sentence', 'underscored', 'user_errors', 'atomic_path', 'write_json',
-           'read_json', 'file_hash', 'is_image', 'read_image', 'write_image', 'list_images']
+           'read_json', 'file_hash', 'check_space', 'full_disk', 'is_image', 'read_image', 'write_image', 'list_images']
 
 # %% ../nbs/00c_files.ipynb #c45c63df
-import functools, hashlib, json, os, re, sys
+import errno, functools, hashlib, json, os, re, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
 import cv2
@@ -83,6 +83,25 @@ def file_hash(path, algorithm="sha256"):
     with open(path, "rb") as f:
         for piece in iter(lambda: f.read(1 << 20), b""): h.update(piece)
     return h.hexdigest()
+
+# %% ../nbs/00c_files.ipynb #0bf5524d
+def check_space(
+    folder, # where files are about to be written; need not exist yet
+    need, # bytes
+):
+    "Raises `UserError` when the disk that holds `folder` has less than `need` bytes free."
+    there = Path(folder).absolute()
+    free = shutil.disk_usage(next(p for p in (there, *there.parents) if p.exists())).free
+    if free < need:
+        raise UserError(f"{folder} needs {need / 1e9:,.1f} GB, but its disk has {free / 1e9:,.1f} GB free: make room, or choose another folder")
+
+@contextmanager
+def full_disk(folder): # what the message names
+    "A disk that fills up inside the `with` block becomes a `UserError`."
+    try: yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        raise UserError(f"the disk (or quota) of {folder} is full: make room and run the same command again, what is finished stays") from None
 
 # %% ../nbs/00c_files.ipynb #3aaf6f6f
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
