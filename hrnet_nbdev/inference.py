@@ -7,7 +7,7 @@ __all__ = ['Poses', 'drop_duplicates', 'for_display', 'shipped_weights', 'as_pic
            'find_pictures', 'number_pictures', 'pose_files', 'hrnet_pose']
 
 # %% ../nbs/06_inference.ipynb #9ee7f0be
-import glob
+import glob, json
 from dataclasses import dataclass
 from pathlib import Path
 import cv2
@@ -17,7 +17,7 @@ from fastcore.script import Param, call_parse
 from PIL import Image, ImageOps
 from tqdm import tqdm
 from .coco_eval import affine_to_resized, oks, poses_to_coco, predict_maps, to_image_px
-from .data import COCO_SCHEMA
+from .data import COCO_SCHEMA, read_schema
 from .drawing import draw_poses, overlay_heatmaps, tag_image
 from .files import UserError, is_image, read_image, user_errors, write_image, write_json
 from .grouping import group
@@ -105,11 +105,14 @@ def as_picture(
     return image
 
 # %% ../nbs/06_inference.ipynb #752d6b78
-def _stored_size(file):
-    "The input size that a checkpoint of ours carries; None for other people's."
-    if Path(file).suffix != ".safetensors": return None
-    size = read_metadata(file).get("input_size")
-    return int(size) if size else None
+def _stored(file):
+    "What a checkpoint of ours says about itself, `input_size` and `category` for two; nothing in other people's."
+    return read_metadata(file) if Path(file).suffix == ".safetensors" else {}
+
+def _stored_schema(said, num_joints):
+    "The key points a checkpoint was trained for. Others are COCO's if there are 17, or else nameless and drawn as dots."
+    if "category" in said: return read_schema(json.loads(said["category"]))
+    return COCO_SCHEMA if num_joints == COCO_SCHEMA.num_joints else read_schema(dict(keypoints=[f"joint {k}" for k in range(num_joints)]))
 
 class PosePredictor:
     "Finds the people in pictures: `PosePredictor()('photo.jpg')`."
@@ -123,15 +126,17 @@ class PosePredictor:
         score_thr=0.15, # display mode hides people below this
         joint_thr=0.2, # display mode hides joints below this
         display=True, # hide guessed joints, unsure people and duplicates; False: all the metric wants
-        schema=COCO_SCHEMA, # key points of the model
+        schema=None, # key points of the model; None: as the checkpoint says, else COCO's
         exif=True, # turn files and PIL images as their EXIF orientation says? COCO's annotations want False
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         file = shipped_weights() if isinstance(weights, str) and weights == "tiny" else weights
         is_model = isinstance(file, torch.nn.Module)
         self.model = (file if is_model else load_pose_model(file)).to(device).eval()
-        self.size = size or (512 if is_model else _stored_size(file)) or 512
-        self.flip, self.display, self.schema, self.exif = flip, display, schema, exif
+        said = {} if is_model else _stored(file)
+        self.size = size or int(said.get("input_size", 512))
+        self.schema = schema or _stored_schema(said, getattr(self.model, "config", {}).get("num_joints", COCO_SCHEMA.num_joints))
+        self.flip, self.display, self.exif = flip, display, exif
         self.grouping = dict(det_thr=det_thr, tag_thr=tag_thr, refine=not display)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)
 
