@@ -18,7 +18,7 @@ from .higherhrnet import load_pose_model
 from .imagenet import pretrain
 from .synthetic import write_coco, write_imagenet
 from .train_pose import POSE_PRESETS, prediction_picture, train_pose
-from .training import read_metrics
+from .runs import read_metrics
 
 # %% ../nbs/08_demo.ipynb #ab77dce4
 def picture_oks(

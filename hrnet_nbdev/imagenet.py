@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASS_PRESETS', 'pretrain_settings', 'class_names', 'ImageNet', 'train_transform', 'eval_transform', 'class_loss',
-           'hits', 'evaluate_classifier', 'pretrain', 'hrnet_pretrain']
+           'mixing', 'hits', 'evaluate_classifier', 'pretrain', 'hrnet_pretrain']
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #836a1a38
 import math
@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import reduce
+from fastcore.meta import delegates
 from fastcore.script import call_parse
 from PIL import UnidentifiedImageError
 from torch.nn import functional as F
@@ -23,9 +24,10 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 from .data import normalize, single_thread
-from .files import UserError, user_errors
-from .hrnet import ClassificationHRNet
-from .training import fit, lr_at, preset_settings
+from .files import BadImage, UserError, user_errors
+from .hrnet import ClassificationHRNet, count_macs
+from .runs import preset_settings
+from .training import fit, global_batch, lr_at, with_loop_options
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #3a414a9a
 def class_names(
@@ -60,16 +62,18 @@ class ImageNet(Dataset):
         path, label = self.folder.samples[i]
         try: image = decode_image(path, ImageReadMode.RGB)
         except (RuntimeError, UnidentifiedImageError):
-            raise UserError(f"{path} cannot be read as a picture: replace or remove it") from None
+            raise BadImage(f"{path} cannot be read as a picture: replace or remove it") from None
         return dict(image=self.transform(image) if self.transform else image, label=label)
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #e302d087
 def train_transform(
     size=224, # side of the network's input
     smallest=0.08, # smallest share of the picture's area that a piece may have
+    randaugment=None, # strength of RandAugment, 0 to 30 (arXiv 1909.13719); None: without
 ): # uint8 [3, H, W] to uint8 [3, size, size]
-    "Random resized crop and flip, the recipe of the HRNet paper (arXiv 1908.07919, section 7)."
-    return v2.Compose([v2.RandomResizedCrop(size, scale=(smallest, 1), antialias=True), v2.RandomHorizontalFlip()])
+    "Random resized crop and flip, the recipe of the HRNet paper (arXiv 1908.07919, section 7), and RandAugment if asked."
+    steps = [v2.RandomResizedCrop(size, scale=(smallest, 1), antialias=True), v2.RandomHorizontalFlip()]
+    return v2.Compose(steps if randaugment is None else [*steps, v2.RandAugment(magnitude=randaugment)])
 
 def eval_transform(
     size=224, # side of the network's input
@@ -83,11 +87,23 @@ def class_loss(
     batch, # image uint8 [B, 3, H, W], label [B]
     step, # of the training, unused: this loss stays the same throughout
     smoothing=0.0, # share of the target that is spread over all classes
+    mix=None, # of `mixing`: (images, labels) -> (images, shares of the classes [B, classes])
 ): # scalar loss, dict of terms to log
     "Cross entropy of a batch, and its top-1 as the network trains."
-    logits = model(normalize(batch["image"])).float()
-    top1 = (logits.detach().argmax(1) == batch["label"]).float().mean()
-    return F.cross_entropy(logits, batch["label"], label_smoothing=smoothing), dict(train_top1=top1)
+    images, target = normalize(batch["image"]), batch["label"]
+    if mix: images, target = mix(images, target)
+    logits = model(images).float()
+    true = target.argmax(1) if mix else target
+    return F.cross_entropy(logits, target, label_smoothing=smoothing), dict(train_top1=(logits.detach().argmax(1) == true).float().mean())
+
+def mixing(
+    classes, # how many
+    mixup=0.0, # alpha of the Beta distribution that blends two pictures (arXiv 1710.09412); 0: never
+    cutmix=0.0, # the same for the area of a box pasted from another picture (arXiv 1905.04899)
+): # function for `class_loss`, or None
+    "Blend pictures of a batch in pairs, and their labels with them; with both given, one of the two by chance at each step."
+    kinds = [kind(alpha=alpha, num_classes=classes) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha > 0]
+    return v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0] if kinds else None
 
 def hits(
     logits, # [B, classes]
@@ -125,53 +141,8 @@ CLASS_PRESETS = {f"w{c}": dict(width=c, size=224, epochs=100, batch_size=32, lr=
 pretrain_settings = partial(preset_settings, CLASS_PRESETS)
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #ab1a1a9f
+@with_loop_options
 def pretrain(
-    root, # ImageNet folder: train/ and val/, each with one folder per class
-    out, # folder of the run
-    preset="w32", # w18, w32, w48 or tiny
-    width=None, # base width, preset's if None; so with the following
-    size=None, # side of the input in pixels
-    epochs=None, # visits to each picture
-    steps=None, # optimiser steps, in place of epochs
-    batch_size=None, # pictures a process and step
-    lr=None, # learning rate for each picture of the global batch; 0.05 / 128 in the paper
-    accumulate=1, # batches for one step
-    workers=4, # loader processes
-    seed=0, # of weights, order and augmentation
-    resume=False, # continue the run in `out`
-    cpu=False, # do not use a GPU
-    precision="auto", # auto, no, bf16, fp16
-    smoothing=0.0, # label smoothing
-    ema=None, # decay of the weights' moving average
-    eval_every=None, # epochs between evaluations; a tenth of all if None
-    log_every=20, # steps between lines in metrics.jsonl
-    save_every=1000, # steps between full states, besides each evaluation
-    progress=True, # show a bar?
-): # dict of top1 and top5
-    "Pretrain a classifier; leaves best.safetensors and all about the run in `out`. Raises `UserError` for whatever the user can mend."
-    s = pretrain_settings(preset, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr)
-    train = ImageNet(root, "train", train_transform(s["size"], s.get("smallest", 0.08)))
-    val = ImageNet(root, "val", eval_transform(s["size"]))
-    if train.wnids != val.wnids: raise UserError(f"{root}/train and {root}/val hold different classes: prepare the folder again")
-    images = s["batch_size"] * PartialState(cpu=cpu).num_processes * accumulate
-    per_epoch = max(1, len(train) // images)
-    total = s.get("steps") or s["epochs"] * per_epoch
-    torch.manual_seed(seed)
-    model = ClassificationHRNet(num_classes=len(train.wnids), **{k: s[k] for k in ("width", "modules", "blocks", "stem", "head") if k in s})
-    if s.get("adamw"): optimizer = torch.optim.AdamW(model.parameters(), s["lr"] * images, weight_decay=0.02)
-    else: optimizer = torch.optim.SGD(model.parameters(), s["lr"] * images, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    schedule = partial(lr_at, steps=total, lr=s["lr"] * images, cosine=s.get("cosine", False), warmup=total // 20 if s.get("cosine") else 0, milestones=(.3, .6, .9))
-    every = round(eval_every * per_epoch) if eval_every else max(1, math.ceil(total / 10 / per_epoch) * per_epoch)
-    return fit(model, partial(class_loss, smoothing=smoothing), train, optimizer, out, steps=total, batch_size=s["batch_size"], schedule=schedule,
-               evaluate=lambda m, step: evaluate_classifier(m, val, s["batch_size"], workers), eval_every=every, metric="top1",
-               extra=dict(input_size=s["size"], classes=",".join(train.wnids) if len(train.wnids) <= 100 else ""), seed=seed, workers=workers,
-               accumulate=accumulate, precision=precision, ema=ema, resume=resume, cpu=cpu, progress=progress, log_every=log_every, save_every=save_every,
-               settings=dict(s, command="hrnet_pretrain", root=str(root), preset=preset, seed=seed, accumulate=accumulate, smoothing=smoothing, ema=ema, workers=workers, steps=total))
-
-# %% ../nbs/02_imagenet_pretrain.ipynb #46e679ec
-@call_parse
-@user_errors
-def hrnet_pretrain(
     root:str, # ImageNet folder: train/ and val/, each with one folder per class
     out:str="runs/pretrain", # folder of the run
     preset:str="w32", # w18, w32, w48 or tiny
@@ -181,18 +152,40 @@ def hrnet_pretrain(
     steps:int=None, # optimiser steps, in place of epochs
     batch_size:int=None, # pictures a process (GPU) and step
     lr:float=None, # learning rate for each picture of the global batch; the paper's is 0.05 / 128
-    accumulate:int=1, # batches for one optimiser step
-    workers:int=4, # loader processes
-    seed:int=0, # of weights, data order and augmentation
-    resume:bool=False, # continue the run in --out
-    cpu:bool=False, # do not use a GPU
-    precision:str="auto", # auto, no, bf16 or fp16
-    smoothing:float=0.0, # label smoothing
-    ema:float=None, # decay of a moving average of the weights, such as 0.9999
+    cosine:bool=None, # half a cosine with a warm-up, in place of dividing by ten three times
+    smoothing:float=0.0, # label smoothing, such as 0.1
+    mixup:float=0.0, # alpha of mixup, such as 0.2
+    cutmix:float=0.0, # alpha of CutMix, such as 1
+    randaugment:int=None, # strength of RandAugment, such as 9
     eval_every:float=None, # epochs between evaluations; a tenth of all by default
-    log_every:int=20, # steps between lines in metrics.jsonl
-    save_every:int=1000, # steps between full states, besides each evaluation
-):
-    "Pretrain ClassificationHRNet on an ImageNet folder: top-1, top-5 and best.safetensors in the folder of the run."
-    result = pretrain(root, out, preset, width, size, epochs, steps, batch_size, lr, accumulate, workers, seed, resume, cpu, precision, smoothing, ema, eval_every, log_every, save_every)
-    print(f"top-1 {result['top1']:.1%}, top-5 {result['top5']:.1%}; best weights in {Path(out)/'best.safetensors'}")
+    **kwargs, # options of `fit`
+): # dict of top1 and top5
+    "Pretrain ClassificationHRNet on an ImageNet folder: top-1, top-5, best.safetensors and all about the run in the folder `out`."
+    s = pretrain_settings(preset, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, cosine=cosine or None)
+    train = ImageNet(root, "train", train_transform(s["size"], s.get("smallest", 0.08), randaugment))
+    val = ImageNet(root, "val", eval_transform(s["size"]))
+    if train.wnids != val.wnids: raise UserError(f"{root}/train and {root}/val hold different classes: prepare the folder again")
+    images, lr = global_batch(s["batch_size"], s["lr"], kwargs)
+    per_epoch = max(1, len(train) // images)
+    total = s.get("steps") or s["epochs"] * per_epoch
+    torch.manual_seed(kwargs.get("seed", 0))
+    model = ClassificationHRNet(num_classes=len(train.wnids), **{k: s[k] for k in ("width", "modules", "blocks", "stem", "head") if k in s})
+    if s.get("adamw"): optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.02)
+    else: optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    schedule = partial(lr_at, steps=total, lr=lr, cosine=s.get("cosine", False), warmup=total // 20 if s.get("cosine") else 0, milestones=(.3, .6, .9))
+    every = round(eval_every * per_epoch) if eval_every else max(1, math.ceil(total / 10 / per_epoch) * per_epoch)
+    return fit(model, partial(class_loss, smoothing=smoothing, mix=mixing(len(train.wnids), mixup, cutmix)), train, optimizer, out, total, s["batch_size"], schedule,
+               evaluate=lambda m, step: evaluate_classifier(m, val, s["batch_size"], kwargs.get("workers", 4)), eval_every=every, metric="top1",
+               extra=dict(input_size=s["size"], classes=",".join(train.wnids) if len(train.wnids) <= 100 else ""), macs=count_macs(model, (1, 3, s["size"], s["size"])),
+               settings=dict(s, **kwargs, command="hrnet_pretrain", root=str(root), preset=preset, smoothing=smoothing, mixup=mixup, cutmix=cutmix,
+                             randaugment=randaugment, peak_lr=lr, steps=total), **kwargs)
+
+# %% ../nbs/02_imagenet_pretrain.ipynb #46e679ec
+@call_parse
+@delegates(pretrain)
+@user_errors
+def hrnet_pretrain(root:str, # ImageNet folder: train/ and val/, each with one folder per class
+    **kwargs):
+    "Pretrain ClassificationHRNet on an ImageNet folder: top-1, top-5, best.safetensors and all about the run in the folder --out."
+    result = pretrain(root, **kwargs)
+    if "top1" in result: print(f"top-1 {result['top1']:.1%}, top-5 {result['top5']:.1%}; best weights in {Path(kwargs['out'])/'best.safetensors'}")

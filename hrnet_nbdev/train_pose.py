@@ -8,22 +8,23 @@ __all__ = ['BACKBONE', 'POSE_PRESETS', 'pose_settings', 'batch_loss', 'evaluate_
 
 # %% ../nbs/05a_train_pose.ipynb #12c45d68
 import math
-from copy import copy
 from functools import partial
 from pathlib import Path
 import cv2
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from fastcore.meta import delegates
 from fastcore.script import call_parse
-from .coco_eval import coco_scores, predict_dataset, predict_maps, to_image_px
+from .coco_eval import coco_scores, predict_maps, predict_split, to_image_px
 from .data import CocoPoses, TrainTransform, collate_poses, draw_heatmaps, normalize, tag_indices
 from .drawing import draw_poses, overlay_heatmaps, tag_image
 from .files import user_errors
 from .grouping import group
 from .higherhrnet import HigherHRNet, pose_loss, total_loss
-from .training import fit, lr_at, preset_settings
+from .hrnet import count_macs
+from .runs import preset_settings
+from .training import fit, global_batch, lr_at, with_loop_options
 
 # %% ../nbs/05a_train_pose.ipynb #a3f1b541
 def batch_loss(
@@ -53,10 +54,8 @@ def evaluate_pose(
     **options, # of `coco_eval.predict_dataset`
 ): # dict of the ten numbers; empty on all processes but the first
     "COCO AP and AR over a split, the pictures shared among the processes there are."
-    state, ids, mine = PartialState(), data.ids[:limit], copy(data)
-    mine.ids = ids[state.process_index::state.num_processes]
-    results = gather_object(predict_dataset(model, mine, progress=progress, **options))
-    return coco_scores(data.coco, results, data.schema.sigmas, ids) if state.is_main_process else {}
+    results = predict_split(model, data, limit, progress, **options)
+    return coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit]) if PartialState().is_main_process else {}
 
 # %% ../nbs/05a_train_pose.ipynb #76178d6e
 def prediction_picture(
@@ -94,62 +93,8 @@ POSE_PRESETS = {f"w{w}-{s}": dict(width=w, size=s, epochs=300, batch_size=12, lr
 pose_settings = partial(preset_settings, POSE_PRESETS)
 
 # %% ../nbs/05a_train_pose.ipynb #3fe8dc9d
+@with_loop_options
 def train_pose(
-    root, # COCO folder: annotations/ and images/
-    out, # folder of the run
-    preset="w32-512", # w32-512, w32-640, w48-640 or tiny
-    weights=None, # start from this checkpoint: a classifier's or a pose model's
-    train_split="train2017", # pictures to train on
-    val_split="val2017", # pictures to score
-    workers=4, # loader processes
-    seed=0, # of weights, order and augmentation
-    accumulate=1, # batches for one step
-    eval_every=None, # epochs between evaluations; a thirtieth of all if None
-    eval_limit=None, # score only the first so many pictures
-    flip_test=True, # evaluate with the mirrored picture too
-    resume=False, # continue the run in `out`
-    cpu=False, # do not use a GPU
-    precision="auto", # auto, no, bf16, fp16
-    log_every=20, # steps between lines in metrics.jsonl
-    save_every=1000, # steps between full states, besides each evaluation
-    progress=True, # show a bar?
-    **changes, # of the preset: width, size, epochs, steps, batch_size, lr, ema, augment, peak_weight, ...
-): # dict of the ten numbers of the last evaluation
-    "Train a HigherHRNet; leaves best.safetensors and all about the run in `out`. Raises `UserError` for whatever the user can mend."
-    s = pose_settings(preset, **changes)
-    val = CocoPoses(root, val_split, only_annotated=False)
-    train = CocoPoses(root, train_split)
-    train.transform = TrainTransform(s["size"], train.schema, **s.get("augment", {}))
-    torch.manual_seed(seed)
-    model = HigherHRNet(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
-    state = PartialState(cpu=cpu)
-    if "tag_std" in s: torch.nn.init.normal_(model.final_layers[0].weight[train.schema.num_joints:], std=s["tag_std"])
-    if weights and not resume:
-        report = model.load(weights)
-        if state.is_main_process: print(report)
-    images = s["batch_size"] * state.num_processes * accumulate
-    per_epoch = max(1, len(train) // images)
-    steps, lr = s.get("steps") or s["epochs"] * per_epoch, s["lr"] * images
-    every = max(1, round(eval_every * per_epoch)) if eval_every else max(1, math.ceil(steps / 30 / per_epoch) * per_epoch)
-    schedule = partial(lr_at, steps=steps, lr=lr, cosine=s.get("cosine", False), warmup=min(50, steps // 10) if s.get("cosine") else 0, milestones=s.get("milestones", ()))
-    loss = partial(batch_loss, steps=steps, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
-    shown = [i for i in range(len(val)) if len(val.people(i))][:4]
-
-    def evaluate(model, step):
-        options = dict(input_size=s["size"], flip=flip_test, det_thr=s.get("det_thr", 0.1))
-        scores = evaluate_pose(model, val, eval_limit, **options)
-        return scores | ({"picture": prediction_picture(model, val, shown, **options)} if state.is_main_process else {})
-
-    return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr, betas=(0.9, s.get("beta2", 0.999))), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
-               extra=dict(input_size=s["size"]), collate=collate_poses, seed=seed, workers=workers, accumulate=accumulate, precision=precision, ema=s.get("ema"),
-               resume=resume, cpu=cpu, progress=progress, log_every=log_every, save_every=save_every,
-               settings=dict(s, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), seed=seed, accumulate=accumulate,
-                             workers=workers, steps=steps))
-
-# %% ../nbs/05a_train_pose.ipynb #ded5fa31
-@call_parse
-@user_errors
-def hrnet_train_pose(
     root:str, # COCO folder: annotations/ and images/
     out:str="runs/pose", # folder of the run
     preset:str="w32-512", # w32-512, w32-640, w48-640 or tiny
@@ -162,24 +107,53 @@ def hrnet_train_pose(
     steps:int=None, # optimiser steps, in place of epochs
     batch_size:int=None, # pictures a process (GPU) and step
     lr:float=None, # learning rate for each picture of the global batch; the paper's is 1e-3 / 48
-    peak_weight:float=None, # extra weight of pixels near a joint
+    cosine:bool=None, # half a cosine with a warm-up, in place of dividing by ten twice
+    peak_weight:float=None, # extra weight of pixels near a joint at the first step, falling to none at the last
     heatmap_weight:float=None, # of the heatmap terms
     push_weight:float=None, # of the push term
     pull_weight:float=None, # of the pull term
-    accumulate:int=1, # batches for one optimiser step
-    workers:int=4, # loader processes
-    seed:int=0, # of weights, data order and augmentation
+    det_thr:float=None, # detection threshold of the evaluations
     eval_every:float=None, # epochs between evaluations; a thirtieth of all by default
     eval_limit:int=None, # score only the first so many pictures during training
-    resume:bool=False, # continue the run in --out
-    cpu:bool=False, # do not use a GPU
-    precision:str="auto", # auto, no, bf16 or fp16
-    ema:float=None, # decay of a moving average of the weights, such as 0.999
-    log_every:int=20, # steps between lines in metrics.jsonl
-    save_every:int=1000, # steps between full states, besides each evaluation
-):
-    "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures and best.safetensors in the folder of the run."
-    scores = train_pose(root, out, preset, weights, train_split, val_split, workers, seed, accumulate, eval_every, eval_limit, resume=resume, ema=ema,
-                        cpu=cpu, precision=precision, log_every=log_every, save_every=save_every, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr,
-                        peak_weight=peak_weight, heatmap_weight=heatmap_weight, push_weight=push_weight, pull_weight=pull_weight)
-    if scores: print(f"AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}, AR {scores['AR']:.3f}; best weights in {Path(out)/'best.safetensors'}")
+    flip_test:bool=True, # evaluate with the mirrored picture too
+    augment=None, # dict of `TrainTransform`'s options, in place of the preset's
+    **kwargs, # options of `fit`
+): # dict of the ten numbers of the last evaluation
+    "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures, best.safetensors and all about the run in the folder `out`."
+    s = pose_settings(preset, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, cosine=cosine or None, peak_weight=peak_weight,
+                      heatmap_weight=heatmap_weight, push_weight=push_weight, pull_weight=pull_weight, det_thr=det_thr, augment=augment, ema=kwargs.pop("ema", None))
+    val = CocoPoses(root, val_split, only_annotated=False)
+    train = CocoPoses(root, train_split)
+    train.transform = TrainTransform(s["size"], train.schema, **s.get("augment", {}))
+    torch.manual_seed(kwargs.get("seed", 0))
+    model = HigherHRNet(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
+    images, lr = global_batch(s["batch_size"], s["lr"], kwargs)
+    if "tag_std" in s: torch.nn.init.normal_(model.final_layers[0].weight[train.schema.num_joints:], std=s["tag_std"])
+    if weights and not kwargs.get("resume"):
+        report = model.load(weights)
+        PartialState().print(report)
+    per_epoch = max(1, len(train) // images)
+    steps = s.get("steps") or s["epochs"] * per_epoch
+    every = max(1, round(eval_every * per_epoch)) if eval_every else max(1, math.ceil(steps / 30 / per_epoch) * per_epoch)
+    schedule = partial(lr_at, steps=steps, lr=lr, cosine=s.get("cosine", False), warmup=min(50, steps // 10) if s.get("cosine") else 0, milestones=s.get("milestones", ()))
+    loss = partial(batch_loss, steps=steps, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
+    shown = [i for i in range(len(val)) if len(val.people(i))][:4]
+
+    def evaluate(model, step):
+        options = dict(input_size=s["size"], flip=flip_test, det_thr=s.get("det_thr", 0.1))
+        scores = evaluate_pose(model, val, eval_limit, **options)
+        return scores | ({"picture": prediction_picture(model, val, shown, **options)} if PartialState().is_main_process else {})
+
+    return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr, betas=(0.9, s.get("beta2", 0.999))), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
+               extra=dict(input_size=s["size"]), collate=collate_poses, macs=count_macs(model, (1, 3, s["size"], s["size"])), ema=s.get("ema"),
+               settings=dict(s, **kwargs, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), peak_lr=lr, steps=steps), **kwargs)
+
+# %% ../nbs/05a_train_pose.ipynb #ded5fa31
+@call_parse
+@delegates(train_pose, but=["augment"])
+@user_errors
+def hrnet_train_pose(root:str, # COCO folder: annotations/ and images/
+    **kwargs):
+    "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures, best.safetensors and all about the run in the folder --out."
+    scores = train_pose(root, **kwargs)
+    if "AP" in scores: print(f"AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}, AR {scores['AR']:.3f}; best weights in {Path(kwargs['out'])/'best.safetensors'}")

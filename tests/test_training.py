@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from hrnet_nbdev.synthetic import write_coco, write_imagenet
-from hrnet_nbdev.training import read_metrics, read_state
+from hrnet_nbdev.runs import read_metrics, read_state
 
 TINY = dict(os.environ, OMP_NUM_THREADS="1", NO_ALBUMENTATIONS_UPDATE="1")
 
