@@ -147,10 +147,11 @@ def unpack(
     "Put files of an archive where they belong. Raises `UserError` for damaged files, a full disk, and places outside of `folder`."
     sizes = {name: archive.size(name) for name in places}
     todo = [name for name in places if _size(f"{folder}/{places[name]}") != sizes[name]]
-    _make_folders(folder, ["", *sorted({os.path.dirname(places[name]) for name in todo})])
+    Path(folder).mkdir(parents=True, exist_ok=True)
     if not archive.linkable(folder): check_space(folder, sum(-(-sizes[name] // 4096) * 4096 for name in todo))
     if test and archive.zip and (bad := damaged_files(archive, todo, f"testing {archive.path.stem}", **options)):
         raise UserError(f"{archive.path} is damaged at {some(bad)}: fetch it again; nothing was unpacked")
+    _make_folders(folder, sorted({os.path.dirname(places[name]) for name in todo}))
     staging = Path(folder)/".unpacking"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
