@@ -6,8 +6,8 @@
 __all__ = ['PRECISIONS', 'SCORE_NAMES', 'Resize', 'multi_scale_size', 'affine_to_resized', 'resize_image', 'to_image_px',
            'aggregate_heads', 'undo_flip', 'scale_maps', 'decoder_settings', 'predict_maps_batch', 'predict_maps',
            'predict_poses_batch', 'predict_poses', 'oks', 'poses_to_coco', 'check_results', 'people_images',
-           'official_evaluator', 'coco_scores', 'equal_batches', 'predict_dataset', 'predict_split', 'evaluate',
-           'submission_zip', 'score_table', 'hrnet_eval_coco']
+           'official_evaluator', 'coco_scores', 'equal_batches', 'predict_dataset', 'predict_split', 'check_joints',
+           'evaluate', 'submission_zip', 'score_table', 'hrnet_eval_coco']
 
 # %% ../nbs/05_coco_eval.ipynb #5b62b5ca
 import contextlib, io, json, time, zipfile
@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 from .data import COCO_SCHEMA, CocoPoses, normalize
 from .files import UserError, atomic_path, read_image, read_json, user_errors, write_json
-from .grouping import group_batch
+from .grouping import group_batch, parabola_offset
 from .higherhrnet import load_pose_model
 
 # %% ../nbs/05_coco_eval.ipynb #8eb6266f
@@ -138,7 +138,7 @@ def decoder_settings(
 ): # how many times smaller than the network's input the maps are, and the settings of `group` that belong to it
     "exact: maps enlarged to the input's size, as the papers do. fast: maps on the finer head's own grid, a quarter of the pixels."
     if decoder == "exact": return 1, {}
-    if decoder == "fast": return 2, dict(nms_kernel=3)      # 5 pixels of the input
+    if decoder == "fast": return 2, dict(nms_kernel=3, place=parabola_offset)      # 3 pixels of the maps reach as far as 5 of the input
     raise UserError(f"decoder {decoder!r} is unknown: use exact or fast")
 
 @torch.no_grad()
@@ -392,6 +392,15 @@ def predict_split(
     return sorted(results, key=lambda r: place[r["image_id"]])        # stable: the people of a picture keep their order
 
 # %% ../nbs/05_coco_eval.ipynb #07049a79
+def check_joints(
+    model, # HigherHRNet
+    data, # `CocoPoses`
+):
+    "Raise `UserError` when the model finds another number of joints than the annotations have."
+    joints = getattr(model, "config", {}).get("num_joints", data.schema.num_joints)
+    if joints != data.schema.num_joints:
+        raise UserError(f"the model finds {joints} joints, {data.file} has {data.schema.num_joints}: choose a model that was trained for these annotations")
+
 def evaluate(
     model, # HigherHRNet
     root, # folder with annotations/ and images/
@@ -403,9 +412,7 @@ def evaluate(
 ): # dict of ten numbers (empty for a test split without truth), list of official results; the same on every process
     "AP and AR of a model on one split of a COCO folder. Raises `UserError` when the folder, a picture or the model's number of joints is not as it should be."
     data = CocoPoses(root, split, only_annotated=False)
-    joints = getattr(model, "config", {}).get("num_joints", data.schema.num_joints)
-    if joints != data.schema.num_joints:
-        raise UserError(f"the model finds {joints} joints, {data.file} has {data.schema.num_joints}: choose a model that was trained for these annotations")
+    check_joints(model, data)
     results = predict_split(model, data, limit, progress, **options)
     if not getattr(data, "has_truth", True): return {}, results
     return coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only), results

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TILE', 'COCO_ORDER', 'pad_to_tiles', 'tile_extremes', 'pick_tiles', 'clean_maps', 'local_maxima', 'find_peaks',
-           'top_k', 'assign', 'match', 'quarter_offset', 'joint_maps', 'adjust_joints', 'mean_tags', 'tag_level',
-           'tag_ranges', 'first_guess', 'open_tiles', 'best_places', 'refine_poses', 'group_batch', 'group']
+           'top_k', 'assign', 'match', 'quarter_offset', 'parabola_offset', 'joint_maps', 'adjust_joints', 'mean_tags',
+           'tag_level', 'tag_ranges', 'first_guess', 'open_tiles', 'best_places', 'refine_poses', 'group_batch',
+           'group']
 
 # %% ../nbs/04_grouping.ipynb #6551dc6f
 import numpy as np
@@ -193,6 +194,20 @@ def quarter_offset(
     down = heatmaps[n, (y + 1).clamp(max=height - 1), x] > heatmaps[n, (y - 1).clamp(min=0), x]
     return torch.stack([x + 0.25 + 0.5 * right, y + 0.25 + 0.5 * down], -1)
 
+# %% ../nbs/04_grouping.ipynb #5ff31912
+def parabola_offset(
+    heatmaps,  # `[N, H, W]` tensor
+    n,  # `[...]` map of each peak
+    y,  # `[...]` its row
+    x,  # `[...]` its column
+):
+    "Sub-pixel place of peaks: the top of the parabola through a peak and its neighbours in x and in y, within the pixel, `[..., 2]`."
+    height, width = heatmaps.shape[-2:]
+    # below zero (or -inf, which once was NaN) a heatmap says nothing
+    def value(row, col): return heatmaps[n, row.clamp(0, height - 1), col.clamp(0, width - 1)].clamp(min=0)
+    def top(before, after): return ((after - before) / (4 * value(y, x) - 2 * (before + after)).clamp(min=1e-6)).clamp(-0.49, 0.49)
+    return torch.stack([x + 0.5 + top(value(y, x - 1), value(y, x + 1)), y + 0.5 + top(value(y - 1, x), value(y + 1, x))], -1)
+
 # %% ../nbs/04_grouping.ipynb #fe18a354
 def joint_maps(
     poses,  # `[P, K, 3 + L]` tensor
@@ -208,12 +223,13 @@ def adjust_joints(
     poses,  # `[P, K, 3 + L]` tensor in whole pixels of the maps
     heatmaps,  # `[K, H, W]`, or `[B, K, H, W]` with `image`
     image=None,  # `[P]` int64: image of each person
+    place=quarter_offset,  # or `parabola_offset`
 ):
-    "New poses in which every found joint (value > 0) moved to its `quarter_offset`."
+    "New poses in which every found joint (value > 0) moved to its `place` within the pixel."
     maps, n = joint_maps(poses, heatmaps, image)
     x, y = poses[..., 0].long(), poses[..., 1].long()
     moved = poses.clone()
-    moved[..., :2] = torch.where(poses[..., 2:3] > 0, quarter_offset(maps, n, y, x).to(poses.dtype), poses[..., :2])
+    moved[..., :2] = torch.where(poses[..., 2:3] > 0, place(maps, n, y, x).to(poses.dtype), poses[..., :2])
     return moved
 
 # %% ../nbs/04_grouping.ipynb #312fca1c
@@ -249,10 +265,12 @@ def tag_ranges(
     maps,  # `[U]` which of the B * K maps (image * K + joint)
 ):
     "Smallest and largest tag of every tile: `[2, L, U, tiles]` float32."
-    both = []
+    both, K = [], tags.shape[1]
     for reduce, limit in ((torch.amin, -torch.inf), (torch.amax, torch.inf)):
-        found = [tile_extremes(tags[m // tags.shape[1], m % tags.shape[1]], 0, reduce).flatten(0, 1) for m in maps.tolist()]
-        both.append(torch.stack(found).movedim(-1, 0).float().nan_to_num(nan=limit, posinf=torch.inf, neginf=-torch.inf))
+        # a processor should read no map in vain, an accelerator would rather read them all than be called for each
+        if tags.device.type == 'cpu': found = torch.stack([tile_extremes(tags[m // K, m % K], 0, reduce) for m in maps.tolist()])
+        else: found = tile_extremes(tags, 2, reduce)[maps // K, maps % K]
+        both.append(found.flatten(1, 2).movedim(-1, 0).float().nan_to_num(nan=limit, posinf=torch.inf, neginf=-torch.inf))
     return torch.stack(both)
 
 # %% ../nbs/04_grouping.ipynb #1239b92d
@@ -342,6 +360,7 @@ def refine_poses(
     tags,  # `[K, H, W, L]`, or `[B, K, H, W, L]` with `image`
     image=None,  # `[P]` int64: image of each person
     tops=None,  # `[B, K, h, w]` tile maxima if `heatmaps` come from `clean_maps`
+    place=quarter_offset,  # or `parabola_offset`
 ):
     "New poses in which every missing joint (value 0) sits where `heatmap - round(|tag - mean tag|)` is largest; its tags stay 0."
     if heatmaps.ndim == 3: heatmaps, tags = heatmaps[None], tags[None]
@@ -357,7 +376,7 @@ def refine_poses(
     portion = (2 ** 17 if n.device.type == 'cpu' else 2 ** 23) // ranges.shape[-1] + 1  # searches x tiles: what fits the cache
     for part in torch.arange(len(n), device=n.device).split(portion):
         y, x, value, found = best_places(n[part], means[:, part], maps, tops, tags, ranges.index_select(2, slot[part]))
-        joints = torch.cat([quarter_offset(maps, n[part], y, x), value[:, None]], 1).to(poses.dtype)
+        joints = torch.cat([place(maps, n[part], y, x), value[:, None]], 1).to(poses.dtype)
         filled[person[part[found]], joint[part[found]], :3] = joints[found]
     return filled
 
@@ -368,18 +387,19 @@ def group_batch(
     det_thr=0.1,  # peaks at or below this value are left out
     tag_thr=1.0,  # a joint joins a person only if its tag is nearer than this
     max_people=30,  # peaks kept per joint, and people that may receive joints; more people than this can come out
-    adjust=True,  # move joints a quarter pixel towards the larger neighbour, and to pixel centres
+    adjust=True,  # move joints from whole pixels to their `place` in them
     refine=True,  # fill the missing joints of every person
     nms_kernel=5,  # side of the window in which a peak must be the largest
     use_score=True,  # False: match by plain tag distance
     ignore_too_many=False,  # True: once `max_people` people exist, no joint starts another
     joint_order=None,  # order in which joints are handed out; None: COCO's torso-first order
+    place=quarter_offset,  # where in its pixel a joint is: the reference's quarter pixel, or `parabola_offset`
 ):
     """People of every image: a list of B pairs `(poses [P, K, 3 + L], scores [P])` like `group`'s. Raises ValueError for shapes that
     do not belong together (HigherHRNet, arXiv 1908.10357, section 3; Associative Embedding, arXiv 1611.05424, section 3.2)."""
     if isinstance(heatmaps, np.ndarray):
         found = group_batch(torch.from_numpy(heatmaps), torch.from_numpy(tags), det_thr, tag_thr, max_people, adjust, refine,
-                            nms_kernel, use_score, ignore_too_many, joint_order)
+                            nms_kernel, use_score, ignore_too_many, joint_order, place)
         return [(poses.numpy(), scores.numpy()) for poses, scores in found]
     if tags.shape[:-1] != heatmaps.shape:
         raise ValueError(f'tags {tuple(tags.shape)} must be the heatmaps\' shape {tuple(heatmaps.shape)} and one more dimension')
@@ -389,9 +409,9 @@ def group_batch(
     people = [match(*one, det_thr, tag_thr, max_people, use_score, ignore_too_many, joint_order) for one in zip(*peaks)]
     image = torch.arange(len(people)).repeat_interleave(torch.tensor([len(p) for p in people], dtype=torch.long)).to(heatmaps.device)
     poses = torch.from_numpy(np.concatenate(people)).to(heatmaps.device)
-    if adjust: poses = adjust_joints(poses, heatmaps, image)
+    if adjust: poses = adjust_joints(poses, heatmaps, image, place)
     scores = poses[..., 2].mean(1)  # before refinement: a filled joint says nothing about whether the person is there
-    if refine: poses = refine_poses(poses, heatmaps, tags, image, tops)
+    if refine: poses = refine_poses(poses, heatmaps, tags, image, tops, place)
     sizes = [len(p) for p in people]
     return list(zip(poses.split(sizes), scores.split(sizes)))
 
@@ -404,7 +424,7 @@ def group(
     max_people=30,  # peaks kept per joint, and people that may receive joints; more people than this can come out
     adjust=True,  # move joints a quarter pixel towards the larger neighbour, and to pixel centres
     refine=True,  # fill the missing joints of every person
-    **options,  # `nms_kernel`, `use_score`, `ignore_too_many`, `joint_order` as in `group_batch`
+    **options,  # `nms_kernel`, `use_score`, `ignore_too_many`, `joint_order`, `place` as in `group_batch`
 ):
     """People of one image: poses `[P, K, 3 + L]` float32 as x, y, value, tags in pixels of the maps, and scores `[P]` (mean value over
     all K joints before refinement). Tensors come back on the device of the maps, arrays as arrays; nobody: P = 0."""

@@ -16,7 +16,7 @@ import torch
 from fastcore.script import Param, call_parse
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from .coco_eval import affine_to_resized, oks, poses_to_coco, predict_maps, to_image_px
+from .coco_eval import affine_to_resized, decoder_settings, oks, poses_to_coco, predict_maps, to_image_px
 from .data import COCO_SCHEMA, read_schema
 from .drawing import draw_poses, overlay_heatmaps, tag_image
 from .files import UserError, is_image, read_image, user_errors, write_image, write_json
@@ -128,6 +128,7 @@ class PosePredictor:
         display=True, # hide guessed joints, unsure people and duplicates; False: all the metric wants
         schema=None, # key points of the model; None: as the checkpoint says, else COCO's
         exif=True, # turn files and PIL images as their EXIF orientation says? COCO's annotations want False
+        decoder="exact", # exact: as in the evaluation; fast: people are looked for on maps of half the size
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         file = shipped_weights() if isinstance(weights, str) and weights == "tiny" else weights
@@ -136,13 +137,13 @@ class PosePredictor:
         said = {} if is_model else _stored(file)
         self.size = size or int(said.get("input_size", 512))
         self.schema = schema or _stored_schema(said, getattr(self.model, "config", {}).get("num_joints", COCO_SCHEMA.num_joints))
-        self.flip, self.display, self.exif = flip, display, exif
-        self.grouping = dict(det_thr=det_thr, tag_thr=tag_thr, refine=not display)
+        self.flip, self.display, self.exif, self.decoder = flip, display, exif, decoder
+        self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)
 
     def maps(self, source): # heatmaps [K, h, w], tags [K, h, w, L], `Resize`
-        "The network's aggregated maps of one picture, as large as the resized picture."
-        return predict_maps(self.model, as_picture(source, self.exif), self.size, self.flip, schema=self.schema)
+        "The network's aggregated maps of one picture, as large as the resized picture (half as large for the fast decoder)."
+        return predict_maps(self.model, as_picture(source, self.exif), self.size, self.flip, schema=self.schema, decoder=self.decoder)
 
     def from_maps(self, heatmaps, tags, resize): # `Poses`
         "People out of the maps of one picture."
@@ -245,6 +246,7 @@ def hrnet_pose(
     display: bool = True, # hide guessed joints, unsure people and duplicates; off: all the metric wants
     views: bool = False, # also write heatmaps and tags as pictures
     exif: bool = True, # turn pictures as their EXIF orientation says; off for COCO, whose annotations ignore it
+    decoder: str = "exact", # exact, as in the evaluation, or fast: people are looked for on maps of half the size
     device: str = "", # cuda or cpu; default: the GPU when there is one
 ):
     "Find people in pictures: writes each picture with skeletons, and results.json in COCO's format."
@@ -255,7 +257,7 @@ def hrnet_pose(
         raise UserError(f"{out} holds the pictures themselves: choose another folder with --out, so that none is overwritten")
     for p in others: print(f"skipped, not a picture: {p}")
     predictor = PosePredictor(weights, input_size or None, use_flip, device or None, det_thr, tag_thr, score_thr,
-                              display=display, exif=exif)
+                              display=display, exif=exif, decoder=decoder)
     results, failed = pose_files(predictor, pictures, out, views)
     print(f"{len(results)} people in {len(pictures) - len(failed)} pictures: {out}")
     if failed: raise UserError("; ".join(failed))
