@@ -263,13 +263,13 @@ def tag_level(
 def tag_ranges(
     tags,  # `[B, K, H, W, L]` tags of any floating type
     maps,  # `[U]` which of the B * K maps (image * K + joint)
+    at_once=False,  # read all maps in one go: more work, but an accelerator likes that better than a call for each
 ):
     "Smallest and largest tag of every tile: `[2, L, U, tiles]` float32."
     both, K = [], tags.shape[1]
     for reduce, limit in ((torch.amin, -torch.inf), (torch.amax, torch.inf)):
-        # a processor should read no map in vain, an accelerator would rather read them all than be called for each
-        if tags.device.type == 'cpu': found = torch.stack([tile_extremes(tags[m // K, m % K], 0, reduce) for m in maps.tolist()])
-        else: found = tile_extremes(tags, 2, reduce)[maps // K, maps % K]
+        if at_once: found = tile_extremes(tags, 2, reduce)[maps // K, maps % K]
+        else: found = torch.stack([tile_extremes(tags[m // K, m % K], 0, reduce) for m in maps.tolist()])
         both.append(found.flatten(1, 2).movedim(-1, 0).float().nan_to_num(nan=limit, posinf=torch.inf, neginf=-torch.inf))
     return torch.stack(both)
 
@@ -372,7 +372,7 @@ def refine_poses(
     maps, tops = heatmaps.flatten(0, 1), tops.flatten(2).flatten(0, 1)
     n, means = image[person] * tags.shape[1] + joint, means[person].T.contiguous()
     used, slot = n.unique(return_inverse=True)
-    ranges = tag_ranges(tags, used)
+    ranges = tag_ranges(tags, used, at_once=n.device.type != 'cpu')
     portion = (2 ** 17 if n.device.type == 'cpu' else 2 ** 23) // ranges.shape[-1] + 1  # searches x tiles: what fits the cache
     for part in torch.arange(len(n), device=n.device).split(portion):
         y, x, value, found = best_places(n[part], means[:, part], maps, tops, tags, ranges.index_select(2, slot[part]))

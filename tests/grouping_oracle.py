@@ -54,15 +54,26 @@ def quarter(heatmap, y, x):
     return x + 0.5 + dx, y + 0.5 + dy
 
 
-def adjust(poses, heatmaps):
+def parabola(heatmap, y, x):
+    "Sub-pixel place (x, y): the tops of two parabolas, in float32 as everything here."
+    h, w = heatmap.shape
+    value = lambda row, col: max(heatmap[min(max(row, 0), h - 1), min(max(col, 0), w - 1)], np.float32(0))
+
+    def top(before, after):
+        bend = np.float32(4) * value(y, x) - np.float32(2) * (before + after)
+        return np.clip((after - before) / max(bend, np.float32(1e-6)), np.float32(-.49), np.float32(.49))
+    return np.float32(x + .5) + top(value(y, x - 1), value(y, x + 1)), np.float32(y + .5) + top(value(y - 1, x), value(y + 1, x))
+
+
+def adjust(poses, heatmaps, place=quarter):
     poses = poses.copy()
     for person in poses:
         for k, joint in enumerate(person):
-            if joint[2] > 0: joint[:2] = quarter(heatmaps[k], int(joint[1]), int(joint[0]))
+            if joint[2] > 0: joint[:2] = place(heatmaps[k], int(joint[1]), int(joint[0]))
     return poses
 
 
-def refine(poses, heatmaps, tags):
+def refine(poses, heatmaps, tags, place=quarter):
     "Looks at every pixel of the map for every missing joint of every person."
     poses = poses.copy()
     for person in poses:
@@ -76,16 +87,17 @@ def refine(poses, heatmaps, tags):
             fit = heatmaps[k] - np.round(np.sqrt(total))
             fit[np.isnan(fit)] = -np.inf
             y, x = np.unravel_index(fit.argmax(), fit.shape)
-            if heatmaps[k, y, x] > 0 and np.isfinite(fit[y, x]): joint[:3] = *quarter(heatmaps[k], y, x), heatmaps[k, y, x]
+            if heatmaps[k, y, x] > 0 and np.isfinite(fit[y, x]): joint[:3] = *place(heatmaps[k], y, x), heatmaps[k, y, x]
     return poses
 
 
-def group(heatmaps, tags, det_thr=0.1, tag_thr=1.0, max_people=30, adjust_=True, refine_=True, nms_kernel=5, **options):
+def group(heatmaps, tags, det_thr=0.1, tag_thr=1.0, max_people=30, adjust_=True, refine_=True, nms_kernel=5, place=quarter,
+          **options):
     "(poses, scores) of one image, NumPy arrays in and out."
     with np.errstate(invalid='ignore', over='ignore'):
         heatmaps, tags = clean(heatmaps), np.asarray(tags).astype(np.float32)
         poses = match([peaks(h, t, max_people, det_thr, nms_kernel) for h, t in zip(heatmaps, tags)], det_thr, tag_thr, max_people, **options)
-        if adjust_: poses = adjust(poses, heatmaps)
+        if adjust_: poses = adjust(poses, heatmaps, place)
         scores = poses[:, :, 2].astype(np.float64).mean(1).astype(np.float32) if len(poses) else np.zeros(0, np.float32)
-        if refine_: poses = refine(poses, heatmaps, tags)
+        if refine_: poses = refine(poses, heatmaps, tags, place)
     return poses, scores

@@ -38,7 +38,8 @@ def check(heat, tags, **options):
     "Ours equals the loops', bit for bit, and neither input was changed."
     kept = [np.array(a, copy=True) for a in (heat, tags)]
     flags = {f'{n}_': options.pop(n) for n in ('adjust', 'refine') if n in options}
-    want, want_scores = oracle.group(heat, tags, **flags, **options)
+    place = {G.quarter_offset: oracle.quarter, G.parabola_offset: oracle.parabola}[options.get('place', G.quarter_offset)]
+    want, want_scores = oracle.group(heat, tags, **flags, **options | dict(place=place))
     poses, scores = G.group(torch.as_tensor(heat), torch.as_tensor(tags), **{n[:-1]: v for n, v in flags.items()}, **options)
     np.testing.assert_array_equal(poses.numpy(), want)
     np.testing.assert_allclose(scores.numpy(), want_scores, rtol=1e-6)
@@ -60,19 +61,21 @@ def test_equals_the_loops(scene, adjust, refine):
 
 @RELAXED
 @given(scenes, st.fixed_dictionaries(dict(det_thr=st.sampled_from([0, .05, .3]), tag_thr=st.sampled_from([.3, 1, 5]),
-       max_people=st.sampled_from([1, 2, 5]), nms_kernel=st.sampled_from([1, 3, 5, 7]), use_score=st.booleans(), ignore_too_many=st.booleans())))
+       max_people=st.sampled_from([1, 2, 5]), nms_kernel=st.sampled_from([1, 3, 5, 7]), use_score=st.booleans(), ignore_too_many=st.booleans(),
+       place=st.sampled_from([G.quarter_offset, G.parabola_offset]))))
 def test_equals_the_loops_with_any_option(scene, options):
     check(*scene, **options)
 
 
 @RELAXED
-@given(scenes, st.integers(0, 10 ** 6), st.sampled_from([np.nan, np.inf, -np.inf]), st.floats(0, .6))
-def test_equals_the_loops_with_numbers_that_are_none(scene, seed, value, share):
+@given(scenes, st.integers(0, 10 ** 6), st.sampled_from([np.nan, np.inf, -np.inf]), st.floats(0, .6),
+       st.sampled_from([G.quarter_offset, G.parabola_offset]))
+def test_equals_the_loops_with_numbers_that_are_none(scene, seed, value, share, place):
     heat, tags = scene
     rng = np.random.default_rng(seed)
     heat[rng.random(heat.shape) < share * rng.random()] = value
     tags[rng.random(tags.shape) < share * rng.random()] = value
-    poses = check(heat, tags)
+    poses = check(heat, tags, place=place)
     assert torch.isfinite(poses).all()
 
 
@@ -151,6 +154,35 @@ def test_equal_tags_keep_both_people():
     heat[1, 15, [8, 30]] = .7, .6
     poses = check(heat, tags, refine=False)
     assert len(poses) == 2 and (poses[..., 2] > 0).all()
+
+
+@RELAXED
+@given(scenes, st.sampled_from([None, 0., 1.3]), st.sampled_from([1, 5, 30]))
+def test_every_peak_ends_up_in_one_person(scene, tag, max_people):
+    "Nobody is lost, whatever the tags: not even if they coincide exactly."
+    heat, tags = (torch.from_numpy(a) for a in scene)
+    if tag is not None: tags = torch.full_like(tags, tag)
+    _, loc, val = G.top_k(heat, tags, max_people)
+    poses, _ = G.group(heat, tags, max_people=max_people, adjust=False, refine=False)
+    for k in range(len(heat)):
+        on = poses[:, k, 2] > 0
+        assert sorted(poses[on, k, :2].int().tolist()) == sorted(loc[k][val[k] > 0].tolist())
+
+
+@RELAXED
+@given(scenes)
+def test_reading_all_tag_maps_at_once_changes_nothing(scene):
+    tags, maps = torch.from_numpy(scene[1])[None], torch.arange(len(scene[1])).flip(0)
+    assert torch.equal(G.tag_ranges(tags, maps, at_once=True), G.tag_ranges(tags, maps))
+
+
+def test_only_peaks_leave_the_device(monkeypatch):
+    "A few numbers for each peak are copied to the processor, never a map."
+    copied, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, 'cpu', lambda self: copied.append(self.numel()) or cpu(self))
+    heat, tags = (torch.from_numpy(a) for a in random_scene(7, K=17, height=128, width=128, L=2, people=12, background='zero'))
+    G.group(heat, tags)
+    assert copied and sum(copied) < heat.numel() / 100
 
 
 def test_collide_scene_of_the_reference_keeps_both_people():
@@ -242,6 +274,16 @@ def test_adjusting_moves_by_a_quarter_and_to_the_middle(seed, height, width):
     found = plain[..., 2] > 0
     assert set((moved - plain)[found][:, :2].flatten().tolist()) <= {.25, .75}
     assert torch.equal(moved[~found], plain[~found])
+
+
+@RELAXED
+@given(st.floats(.02, .98), st.floats(.02, .98), st.floats(1.5, 4))
+def test_the_parabola_finds_the_top_of_a_hill(x, y, sigma):
+    xs = torch.arange(21) + .5
+    hill = torch.exp(-((xs - 10 - x) ** 2 + (xs[:, None] - 10 - y) ** 2) / (2 * sigma ** 2))[None]
+    place = G.parabola_offset(hill, *(torch.tensor([i]) for i in (0, 10, 10)))
+    assert (place[0] - torch.tensor([10 + x, 10 + y])).abs().max() < .05
+    assert (G.parabola_offset(torch.full((1, 3, 3), -torch.inf), *(torch.tensor([i]) for i in (0, 1, 1))) == 1.5).all()
 
 
 def test_refining_fills_and_never_changes_what_was_found():
