@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOINT_KINDS', 'GOOD', 'NEAR', 'KIND_COLORS', 'PERSON_KINDS', 'MATCH_OKS', 'SAME_OKS', 'MENDING_ORDER',
            'key_similarity', 'joint_kinds', 'Pair', 'Diagnosis', 'diagnose', 'joint_counts', 'joint_figure', 'mend',
-           'body_parts', 'mending_gains', 'gains_figure', 'close_up', 'example_pictures']
+           'body_parts', 'mending_gains', 'gains_figure', 'close_up', 'draw_errors', 'example_pictures']
 
 # %% ../nbs/05b_errors.ipynb #9c05d04e
 import re
@@ -52,7 +52,7 @@ def joint_kinds(
 
 # %% ../nbs/05b_errors.ipynb #b60d9012
 KIND_COLORS = {"good": (64, 160, 88), "jitter": (240, 190, 60), "inversion": (60, 130, 220), "swap": (160, 80, 200), "miss": (214, 60, 70),
-               "duplicate": (240, 130, 40), "false positive": (120, 120, 120), "missed person": (30, 30, 30)}
+               "duplicate": (240, 130, 40), "false positive": (40, 170, 180), "missed person": (190, 30, 110)}
 
 def _hex(kind): return "#%02x%02x%02x" % KIND_COLORS[kind]
 
@@ -224,33 +224,35 @@ def gains_figure(
 # %% ../nbs/05b_errors.ipynb #2d404699
 def close_up(
     image, # uint8 RGB [H, W, 3]
-    people, # true people [P, K, 3], drawn white
-    found, # [K, >=2] or None, drawn in colour
-    around, # points [N, 2] that the cut-out must show
-    colors, # [K] RGB colours of the found joints
-    targets, # [K, 3]: a line leads from each found joint to its true place, where v > 0; or None
-    schema, # `KeypointSchema`
-    height=220, # of the result, in pixels
-): # uint8 RGB [height, w, 3]
-    "The surroundings of one person, enlarged; lines and dots are drawn after enlarging, so they stay sharp."
-    size = np.array(image.shape[1::-1])
-    low, high = around.min(0), around.max(0)
-    margin = 0.2 * (high - low).max() + 8
-    low, high = np.clip(low - margin, 0, size - 2).astype(int), np.clip(high + margin, 2, size).astype(int)
-    scale = height / (high[1] - low[1])
-    to = lambda p: np.concatenate([(p[..., :2] - low) * scale, p[..., 2:]], -1)
-    view = cv2.resize(image[low[1]:high[1], low[0]:high[0]], None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    view = draw_poses(view // 2 + 50, to(people), schema, colors=[(255, 255, 255)] * len(people), radius=1.5)
-    for k, (x, y) in enumerate(() if found is None else to(found[:, :2]).round().astype(int).tolist()):
-        if targets is None or targets[k, 2] > 0:
-            if targets is not None: cv2.line(view, (x, y), to(targets[k, :2]).round().astype(int).tolist(), colors[k], 2, cv2.LINE_AA)
-            cv2.circle(view, (x, y), 5, (0, 0, 0), -1, cv2.LINE_AA)
-            cv2.circle(view, (x, y), 4, colors[k], -1, cv2.LINE_AA)
+    points, # [N, 2] that the cut-out must show, in pixels of the image
+    side=220, # of the cut-out, in pixels
+): # uint8 RGB [side, side, 3]; function that takes points [..., >=2] of the image there
+    "A square out of a picture, enlarged or shrunk; beyond the picture's edge it is grey."
+    low, high = points.min(0), points.max(0)
+    width = 1.5 * (high - low).max() + 16
+    corner, scale = (low + high - width) / 2, side / width
+    matrix = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
+    view = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
+    return view, lambda p: np.concatenate([(p[..., :2] - corner) * scale, p[..., 2:]], -1)
+
+def draw_errors(
+    view, # uint8 RGB [H, W, 3]
+    truth, # true joints [K, 3] in its pixels
+    found, # found joints [K, >=2]
+    kinds, # [K] of `joint_kinds`
+): # new uint8 RGB [H, W, 3]
+    "A dot for each judged joint in the colour of its kind, and a line to where it belongs."
+    view = view.copy()
+    for k in np.flatnonzero(kinds >= 0):
+        at, goal = (tuple(np.clip(p[k, :2], -9999, 9999).round().astype(int).tolist()) for p in (found, truth))
+        cv2.line(view, at, goal, KIND_COLORS[JOINT_KINDS[kinds[k]]], 2, cv2.LINE_AA)
+        cv2.circle(view, at, 5, (0, 0, 0), -1, cv2.LINE_AA)
+        cv2.circle(view, at, 4, KIND_COLORS[JOINT_KINDS[kinds[k]]], -1, cv2.LINE_AA)
     return view
 
 # %% ../nbs/05b_errors.ipynb #f4efe5fa
 def _worst(gt, results, diagnosis, kind, n):
-    "The `n` clearest cases of a kind: (image id, true person or None, found joints or None, kinds or None)."
+    "The `n` clearest cases of a kind: (image id, true joints or None, found joints or None, kinds or None)."
     if kind == "missed person":
         people = sorted((gt.anns[a] for a in diagnosis.missed), key=lambda a: -a["area"])
         return [(a["image_id"], _joints(a), None, None) for a in people[:n]]
@@ -270,14 +272,15 @@ def example_pictures(
     kind, # of `JOINT_KINDS` and `PERSON_KINDS`
     schema, # `KeypointSchema`
     n=3, # how many at most
-    height=220, # in pixels
-): # list of uint8 RGB [height, w, 3]
-    "Close-ups of the clearest cases of one kind of error."
+    side=220, # of a picture, in pixels
+): # list of uint8 RGB [side, side, 3]
+    "Close-ups of the clearest cases of one kind of error: truth white, what is wrong in colour."
     views = []
-    for i, person, found, kinds in _worst(gt, results, diagnosis, kind, n):
-        people = np.array([_joints(a) for a in gt.imgToAnns.get(i, ()) if a["num_keypoints"]]).reshape(-1, schema.num_joints, 3)
-        shown = [person[person[:, 2] > 0, :2]] if person is not None else []
-        if found is not None: shown.append(found[found[:, :2].any(1), :2] if found[:, :2].any() else found[:, :2])
-        colors = [KIND_COLORS[kind if kinds is None or k < 0 else JOINT_KINDS[k]] for k in (kinds if kinds is not None else range(schema.num_joints))]
-        views.append(close_up(read(i), people, found, np.concatenate(shown), colors, person if kinds is not None else None, schema, height))
+    for i, truth, found, kinds in _worst(gt, results, diagnosis, kind, n):
+        person = found if truth is None else truth
+        view, to = close_up(read(i), person[person[:, :2].any(1), :2] if person[:, :2].any() else person[:, :2], side)
+        people = [_joints(a) for a in gt.imgToAnns.get(i, ()) if a["num_keypoints"]]
+        view = draw_poses(view // 2 + 48, [to(p) for p in people], schema, [(255, 255, 255)] * len(people), radius=1.5)
+        if kinds is None: view = draw_poses(view, to(person)[None], schema, [KIND_COLORS[kind]], radius=3)
+        views.append(view if kinds is None else draw_errors(view, to(truth), to(found), kinds))
     return views
