@@ -28,7 +28,7 @@ def _read_entries(path):
     if not path.is_file(): raise UserError(f"{path} is missing: check its name")
     try: archive = zipfile.ZipFile(path)
     # the list of entries stands at the end of a zip file: one that is cut off has none
-    except zipfile.BadZipFile: raise UserError(f"{path} is cut off, or no zip archive: fetch it again") from None
+    except zipfile.BadZipFile: raise UserError(f"{path} is cut off, or no zip archive: remove it and fetch it again") from None
     for info in archive.infolist():
         # the upper half of the attributes is what Unix says of a file: a link, a device, ...
         if leads_out(info.filename) or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -150,7 +150,7 @@ def unpack(
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not archive.linkable(folder): check_space(folder, sum(-(-sizes[name] // 4096) * 4096 for name in todo))
     if test and archive.zip and (bad := damaged_files(archive, todo, f"testing {archive.path.stem}", **options)):
-        raise UserError(f"{archive.path} is damaged at {some(bad)}: fetch it again; nothing was unpacked")
+        raise UserError(f"{archive.path} is damaged at {some(bad)}: remove it and fetch it again; nothing was unpacked")
     _make_folders(folder, sorted({os.path.dirname(places[name]) for name in todo}))
     staging = Path(folder)/".unpacking"
     shutil.rmtree(staging, ignore_errors=True)
@@ -162,7 +162,7 @@ def unpack(
     try:
         with full_disk(folder): bad = each_file(archive, todo, put, label, sum(sizes.values()) - sum(map(sizes.get, todo)), **options)
     finally: shutil.rmtree(staging, ignore_errors=True)
-    if bad: raise UserError(f"{archive.path} is damaged at {some(bad)}: fetch it again and run the same command; all other files are unpacked")
+    if bad: raise UserError(f"{archive.path} is damaged at {some(bad)}: remove it, fetch it again and run the same command; all other files are unpacked")
     return len(todo)
 
 # %% ../nbs/00d_archives.ipynb #89173ed1
