@@ -136,7 +136,7 @@ def prepare_coco(
 ): # dict: split to number of pictures
     "From COCO's server or archives to a COCO folder. Can be stopped and called again. Raises `UserError` for whatever the user can mend."
     root, home = Path(root), Path(source or Path(root)/"archives")
-    if unknown := [s for s in splits if s not in LISTS] or not splits: raise UserError(f"the splits are {', '.join(LISTS)}, not {some(unknown)}")
+    if unknown := [s for s in splits if s not in LISTS]: raise UserError(f"the splits are {', '.join(LISTS)}, not {some(unknown)}")
     if source and not home.is_dir(): raise UserError(f"{home} is not a folder: name the one that holds train2017.zip and the like")
     parts = [*dict.fromkeys(LISTS[s] for s in splits), *splits]     # the lists first: they say which pictures must be there
     if todo := [p for p in parts if not is_complete(root, p, any_count)]:
@@ -146,8 +146,9 @@ def prepare_coco(
             missing = {path: u for path, u in urls.items() if not path.exists()}
             fetch_archives(missing, progress, **options)
             for part, path in zip(todo, urls):
+                archive = Archive(path)
                 # what was fetched just now has been tested
-                unpack(Archive(path), part_places(Archive(path), part), root, part, test=path not in missing, threads=threads, progress=progress)
+                unpack(archive, part_places(archive, part), root, part, test=path not in missing, threads=threads, progress=progress)
                 if part in LISTS and check_coco(root, part, any_count) and remove_archives: _remove_zip(path)
     counts = {s: check_coco(root, s, any_count) for s in splits}
     if remove_archives:
