@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART_SIGMAS', 'CROWDPOSE', 'COCO_SCHEMA', 'ARRAYS', 'CACHE_FROM', 'TABLE_VERSION', 'KeypointSchema', 'read_schema',
-           'has_truth', 'read_annotations', 'read_coco', 'ignore_rle', 'rle_mask', 'ignore_mask', 'PoseTable',
-           'build_table', 'save_table', 'load_table', 'read_table']
+           'is_person', 'has_truth', 'read_annotations', 'read_coco', 'ignore_rle', 'rle_mask', 'ignore_mask',
+           'PoseTable', 'build_table', 'save_table', 'load_table', 'read_table']
 
 # %% ../nbs/00a_annotations.ipynb #d7ec607a
 import contextlib, io, json, os, re, zlib
@@ -86,7 +86,7 @@ def _keypoint_category(file, content):
         raise UserError(f"{file} holds no key points (it may be COCO's captions or instances): use a person_keypoints file")
     return categories[0]
 
-def _is_person(annotation):
+def is_person(annotation):
     "A crowd is not a person: it has an outline but no joints."
     return not annotation["iscrowd"] or annotation["num_keypoints"] > 0
 
@@ -97,7 +97,7 @@ def _tidy(file, annotation, num_joints):
     if "num_keypoints" not in a: a["num_keypoints"] = sum(v > 0 for v in a.get("keypoints", ())[2::3])
     # CrowdPose has boxes only, and its evaluator takes this part of them for the person's area
     if "area" not in a and "bbox" in a: a["area"] = 0.53 * a["bbox"][2] * a["bbox"][3]
-    if _is_person(a) and len(a.get("keypoints", ())) != 3 * num_joints:
+    if is_person(a) and len(a.get("keypoints", ())) != 3 * num_joints:
         raise UserError(f"{file}: annotation {a.get('id')} does not have {num_joints} key points of 3 numbers: mend or remove it")
 
 def _check_fields(file, what, records, names):
@@ -206,7 +206,7 @@ def build_table(
     found, records = [annotations.get(i, []) for i in ids.tolist()], [images[i] for i in ids.tolist()]
     try: rles = [ignore_rle(a, im["height"], im["width"]) for a, im in zip(found, records)]
     except UserError as e: raise UserError(f"{file}: {e}") from None
-    people = [[a for a in some if _is_person(a)] for some in found]
+    people = [[a for a in some if is_person(a)] for some in found]
     joints = [a["keypoints"] for some in people for a in some]
     names = np.array([im["file_name"].encode() for im in records], "S")
     return PoseTable(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'CocoPoses', 'affine_matrix', 'PoseAffine', 'TrainTransform', 'gaussian_patch', 'draw_heatmaps',
-           'tag_indices', 'collate_poses', 'single_thread', 'normalize', 'COCO_SCHEMA', 'CROWDPOSE', 'PART_SIGMAS',
-           'KeypointSchema', 'ignore_mask', 'read_schema']
+           'tag_indices', 'collate_poses', 'single_thread', 'normalize', 'COCO_SCHEMA', 'KeypointSchema', 'ignore_mask',
+           'read_schema']
 
 # %% ../nbs/00_data.ipynb #893ac365
 import os
@@ -19,12 +19,11 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from .annotations import (COCO_SCHEMA, CROWDPOSE, PART_SIGMAS, KeypointSchema, has_truth, ignore_mask, read_coco, read_schema,
-                                     read_table)
+from .annotations import COCO_SCHEMA, KeypointSchema, has_truth, ignore_mask, is_person, read_coco, read_schema, read_table
 from .files import BadImage, UserError, read_image
-_all_ = ["COCO_SCHEMA", "CROWDPOSE", "PART_SIGMAS", "KeypointSchema", "ignore_mask", "read_schema"]   # found here, too
+_all_ = ["COCO_SCHEMA", "KeypointSchema", "ignore_mask", "read_schema"]   # belong to the data for whoever uses them
 
-# %% ../nbs/00_data.ipynb #aa971e25
+# %% ../nbs/00_data.ipynb #b7ff83c2
 def _find_split(root, split):
     "(annotation file, image folder, name of the split) in a COCO folder; `UserError` says which part of it is missing."
     root = Path(root)
@@ -36,8 +35,8 @@ def _find_split(root, split):
         if not file.is_file(): continue
         if not folder.is_dir(): raise UserError(f"{folder} is missing: unpack {folder.name}.zip into {folder.parent}")
         return file, folder, name
-    if not official.startswith("test"): file = root/f"annotations/person_keypoints_{official}.json"
-    raise UserError(f"{file} is missing: unpack {'image_info_test2017' if official.startswith('test') else 'annotations_trainval2017'}.zip into {root}")
+    wanted, archive = ("image_info", "image_info_test2017") if official.startswith("test") else ("person_keypoints", "annotations_trainval2017")
+    raise UserError(f"{root/'annotations'}/{wanted}_{official}.json is missing: unpack {archive}.zip into {root}")
 
 def _check_present(folder, names):
     "`UserError` when annotated pictures are not in `folder`: one directory listing, however many there are."
@@ -88,19 +87,25 @@ class CocoPoses(torch.utils.data.Dataset):
         "The joints of the people in picture number `i`; the picture is not read."
         return self.table.joints[self.table.people(self._row(i))].copy()
 
+    def ann_ids(self, i): # list of P numbers
+        "The annotations that the people in picture number `i` come from."
+        return self.table.ann_ids[self.table.people(self._row(i))].tolist()
+
+    def mask(self, i): # bool [H, W]
+        "The mask of the loss of picture number `i`: False over crowds and over people without key points."
+        return self.table.mask(self._row(i))
+
     def people(self, i):
         "The annotations of picture number `i` that are people, crowds are not: COCO's dictionaries, from `coco`."
-        known = self.table.ann_ids[self.table.people(self._row(i))].tolist()
-        return [self.coco.anns[a] for a in known]
+        return [a for a in self.coco.imgToAnns.get(self.ids[i], ()) if is_person(a)]
 
     def raw(self, i):
         "Picture `i`, unchanged: image uint8 [H, W, 3], joints float32 [P, K, 3], mask bool [H, W], id, ann_ids of the P people."
-        image, row, said = read_image(self.image_path(i)), self._row(i), self.image_size(i)
+        image, said = read_image(self.image_path(i)), self.image_size(i)
         if image.shape[:2] != said:
             raise BadImage(f"{self.image_path(i)} is {image.shape[1]}x{image.shape[0]} pixels, its annotation says {said[1]}x{said[0]}: "
                            "fetch the picture again")
-        return dict(image=image, joints=self.joints(i), mask=self.table.mask(row), id=self.ids[i],
-                    ann_ids=self.table.ann_ids[self.table.people(row)].tolist())
+        return dict(image=image, joints=self.joints(i), mask=self.mask(i), id=self.ids[i], ann_ids=self.ann_ids(i))
 
     def __getitem__(self, i):
         item = self.raw(i)
