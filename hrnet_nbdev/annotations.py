@@ -33,6 +33,12 @@ class KeypointSchema:
     def num_joints(self): return len(self.names)
 
     @property
+    def order(self): # K indices
+        "In which order grouping hands joints out: head and trunk first, then arms, then legs. COCO's is 0-6, 11, 12, 7-10, 13-16."
+        late = lambda name: 1 if re.search("elbow|wrist", name) else 2 if re.search("knee|ankle", name) else 0
+        return tuple(sorted(range(self.num_joints), key=lambda k: late(self.names[k])))
+
+    @property
     def category(self): # dict
         "The schema as an entry of `categories`, which `read_schema` reads: checkpoints carry it as text."
         return dict(id=1, name="person", keypoints=list(self.names), skeleton=[[a + 1, b + 1] for a, b in self.limbs], sigmas=list(self.sigmas))
