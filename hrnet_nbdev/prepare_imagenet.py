@@ -36,7 +36,7 @@ def _lines(archive, name, required=True):
     if name not in archive.names and not required: return []
     if name not in archive.names:
         raise UserError(f"{archive.path} lacks {name}: give Kaggle's imagenet-object-localization-challenge.zip, or the folder unpacked from it")
-    with archive.open(name) as f: return [line for line in f.read().decode("utf-8").splitlines() if line.strip()]
+    with archive.open(name) as f: return [line for line in f.read().decode("utf-8", "replace").splitlines() if line.strip()]
 
 def read_synsets(
     archive, # `Archive` of Kaggle's shape
@@ -70,7 +70,7 @@ def plan_imagenet(
     unsorted = [name for name in archive.names if name.startswith(heap) and is_image(name) and name not in places]
     if unsorted: raise UserError(f"{SOLUTION} in {archive.path} does not list {some(unsorted)}: fetch the archive again")
     places |= {name: name.removeprefix(f"{PICTURES}/") for name in archive.names if name.startswith(start) and is_image(name)}
-    found = {split: {p.split("/")[1] for p in places.values() if p.startswith(split)} for split in PUBLISHED}
+    found = {split: {p.split("/", 1)[1].rpartition("/")[0] for p in places.values() if p.startswith(f"{split}/")} for split in PUBLISHED}
     for split, wnids in found.items():
         if strange := sorted(wnids ^ set(synsets)):
             raise UserError(f"{MAPPING} and the {split} pictures of {archive.path} disagree about the classes {some(strange)}: fetch the archive again")
