@@ -132,7 +132,9 @@ def open_run(
     if state: _same_settings(run, settings)
     processes.wait_for_everyone()                                  # all have looked before the first one writes
     versions = {p: version(p) for p in ("torch", "torchvision", "numpy", "accelerate")} | {"python": sys.version.split()[0]}
-    if processes.is_main_process: write_json(run/"config.json", dict(settings=settings, versions=versions, git=git_revision(), started=time.strftime("%Y-%m-%d %H:%M:%S")), indent=1)
+    if processes.is_main_process:
+        for torn in (run/"last").glob(".state.*"): torn.unlink()   # left by a process that was killed while it wrote
+        write_json(run/"config.json", dict(settings=settings, versions=versions, git=git_revision(), started=time.strftime("%Y-%m-%d %H:%M:%S")), indent=1)
     return state
 
 # %% ../nbs/01b_runs.ipynb #703b2ae0

@@ -24,6 +24,7 @@ from .grouping import group
 from .higherhrnet import HigherHRNet, pose_loss, total_loss
 from .hrnet import count_macs
 from .runs import preset_settings
+from .scale_aware import ScaleAwareHigherHRNet, scale_aware_loss, without_scales
 from .training import fit, global_batch, lr_at, with_loop_options
 
 # %% ../nbs/05a_train_pose.ipynb #a3f1b541
@@ -38,10 +39,14 @@ def batch_loss(
 ): # scalar loss, dict of detached terms to log
     "Loss of a batch: targets drawn on the device, all terms, weighted and summed (arXiv 1908.10357, section 3)."
     outputs = model(normalize(batch["image"]))
+    outputs, widths = outputs[:2], outputs[2:]                             # a scale-aware model predicts the widths of the bumps too
     sizes = [tuple(o.shape[-2:]) for o in outputs]
     heatmaps = [draw_heatmaps(j, s, sigma) for j, s in zip(batch["joints"], sizes)]
     indices = [tag_indices(batch["joints"][0], sizes[0]), None]
-    terms = pose_loss(outputs, heatmaps, batch["masks"], indices, peak_weight=peak_weight * (1 - step / steps))
+    peak_weight = peak_weight * (1 - step / steps)
+    terms = pose_loss(outputs, heatmaps, batch["masks"], indices, peak_weight=peak_weight)
+    for term, output, target, mask, width in zip(terms, outputs, heatmaps, batch["masks"], widths):
+        term["heatmap"] = scale_aware_loss(output[:, :target.shape[1]], target, mask, width, peak_weight)
     names = {f"heatmap_{i + 1}" if k == "heatmap" else k: v.detach().mean() for i, scale in enumerate(terms) for k, v in scale.items()}
     return total_loss(terms, **weights), names
 
@@ -112,10 +117,11 @@ def train_pose(
     heatmap_weight:float=None, # of the heatmap terms
     push_weight:float=None, # of the push term
     pull_weight:float=None, # of the pull term
+    scale_aware:bool=False, # let the network choose the widths of its targets (SWAHR, arXiv 2012.15175)
     det_thr:float=None, # detection threshold of the evaluations
     eval_every:float=None, # epochs between evaluations; a thirtieth of all by default
     eval_limit:int=None, # score only the first so many pictures during training
-    flip_test:bool=True, # evaluate with the mirrored picture too
+    flip_test:bool=True, # evaluate with the mirrored picture too, or not
     augment=None, # dict of `TrainTransform`'s options, in place of the preset's
     **kwargs, # options of `fit`
 ): # dict of the ten numbers of the last evaluation
@@ -126,11 +132,12 @@ def train_pose(
     train = CocoPoses(root, train_split)
     train.transform = TrainTransform(s["size"], train.schema, **s.get("augment", {}))
     torch.manual_seed(kwargs.get("seed", 0))
-    model = HigherHRNet(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
+    model = (ScaleAwareHigherHRNet if scale_aware else HigherHRNet)(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
+    plain = without_scales if scale_aware else lambda model: model            # shares the weights
     images, lr = global_batch(s["batch_size"], s["lr"], kwargs)
     if "tag_std" in s: torch.nn.init.normal_(model.final_layers[0].weight[train.schema.num_joints:], std=s["tag_std"])
     if weights and not kwargs.get("resume"):
-        report = model.load(weights)
+        report = plain(model).load(weights)
         PartialState().print(report)
     per_epoch = max(1, len(train) // images)
     steps = s.get("steps") or s["epochs"] * per_epoch
@@ -145,8 +152,8 @@ def train_pose(
         return scores | ({"picture": prediction_picture(model, val, shown, **options)} if PartialState().is_main_process else {})
 
     return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr, betas=(0.9, s.get("beta2", 0.999))), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
-               extra=dict(input_size=s["size"]), collate=collate_poses, macs=count_macs(model, (1, 3, s["size"], s["size"])), ema=s.get("ema"),
-               settings=dict(s, **kwargs, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), peak_lr=lr, steps=steps), **kwargs)
+               extra=dict(input_size=s["size"]), keep=plain, collate=collate_poses, macs=count_macs(model, (1, 3, s["size"], s["size"])), ema=s.get("ema"),
+               settings=dict(s, **kwargs, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), scale_aware=scale_aware, peak_lr=lr, steps=steps), **kwargs)
 
 # %% ../nbs/05a_train_pose.ipynb #ded5fa31
 @call_parse

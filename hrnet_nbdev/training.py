@@ -61,7 +61,7 @@ def make_accelerator(precision="auto", accumulate=1, cpu=False, trackers=()):
     "An `Accelerator` with the given precision; a notebook may make several, one after the other."
     AcceleratorState._reset_state()
     if torch.cuda.is_available(): torch.backends.cudnn.benchmark = True      # all batches have one size: let it choose the fastest kernels
-    return Accelerator(mixed_precision=pick_precision(precision), gradient_accumulation_steps=accumulate, cpu=cpu, log_with=list(trackers))
+    return Accelerator(mixed_precision=pick_precision(precision), gradient_accumulation_steps=accumulate, cpu=cpu, log_with=list(trackers) or None)
 
 # %% ../nbs/02a_training.ipynb #1ad9e669
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -191,8 +191,8 @@ def restore(accelerator, state, model, optimizer, average):
     set_rng_state(state["rng"][accelerator.process_index])
 
 # %% ../nbs/02a_training.ipynb #f68ad1b1
-def evaluate_and_keep(accelerator, model, evaluate, step, best, metric, run, extra):
-    "Run `evaluate(model, step)`, keep its `picture`, and, when `metric` beats `best`, the weights. Returns (metrics, best)."
+def evaluate_and_keep(accelerator, model, evaluate, step, best, metric, run, extra, keep):
+    "Run `evaluate(model, step)`, keep its `picture`, and, when `metric` beats `best`, the weights of `keep(model)`. Returns (metrics, best)."
     model = accelerator.unwrap_model(model)
     model.eval()
     # a compiled model would be compiled again for every size of picture
@@ -205,7 +205,7 @@ def evaluate_and_keep(accelerator, model, evaluate, step, best, metric, run, ext
     metrics = broadcast_object_list([metrics])[0]                  # every process goes on with the same numbers
     if metric in metrics and (best is None or metrics[metric] > best):
         best = metrics[metric]
-        if accelerator.is_main_process: save_weights(model, Path(run)/"best.safetensors", step=step, **{metric: best}, **extra)
+        if accelerator.is_main_process: save_weights(keep(model), Path(run)/"best.safetensors", step=step, **{metric: best}, **extra)
     return metrics, best
 
 # %% ../nbs/02a_training.ipynb #78a33973
@@ -256,12 +256,13 @@ def rehearse(
     cuda = accelerator.device.type == "cuda"
     memory = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
     found = dict(parameters=sum(p.numel() for p in model.parameters()), macs=macs, images_per_second=rate, memory=memory, hours=steps * images / rate / 3600)
+    hours = f"{found['hours']:.1f} hours" if found["hours"] > 1 else f"{60 * found['hours']:.0f} minutes"
     accelerator.print(f"""parameters   {found['parameters'] / 1e6:.2f} M
 arithmetic   {macs / 1e9:.2f} G multiply-adds a picture, forward; {6e-12 * macs * rate:.3f} TFLOP/s reached
 device       {accelerator.num_processes} x {torch.cuda.get_device_name() if cuda else 'CPU'}, precision {accelerator.mixed_precision}
 memory       {memory / 1e9:.1f} GB {'of each GPU' if cuda else 'in the main process'}
 speed        {rate:.1f} images/s (median of {len(gaps)} steps, loading included)
-schedule     {steps} steps of {images} images: {found['hours']:.1f} hours, evaluations not counted""")
+schedule     {steps} steps of {images} images: {hours}, evaluations not counted""")
     return found
 
 # %% ../nbs/02a_training.ipynb #5571cadf
@@ -278,6 +279,7 @@ def fit(
     eval_every=None, # steps between evaluations; None: only at the end
     metric=None, # key of the evaluation to maximise for best.safetensors
     extra=None, # dict written into the metadata of best.safetensors
+    keep=lambda model: model, # the part of the model that best.safetensors is to hold
     collate=None, # makes a batch of items
     settings=None, # all settings of the caller, for config.json
     macs=0, # multiply-accumulate operations of one picture's forward pass, for the log
@@ -289,7 +291,7 @@ def fit(
     ema:float=None, # decay of a moving average of the weights, such as 0.9999; evaluated and kept in place of the weights
     sync_bn:bool=False, # batch norm over all processes together
     compile:bool=False, # compile the model with torch.compile
-    channels_last:bool=True, # memory layout of pictures and convolutions
+    channels_last:bool=True, # use the channels_last memory layout, or not
     log_every:int=20, # steps between lines in metrics.jsonl
     save_every:int=1000, # steps between full states, besides each evaluation
     log_with:str=None, # trackers besides TensorBoard, such as wandb,mlflow
@@ -298,7 +300,7 @@ def fit(
     resume:bool=False, # continue the run in the folder
     dry_run:bool=False, # only measure a few steps and print what the whole schedule would take
     cpu:bool=False, # do not use a GPU
-    progress:bool=True, # show a progress bar
+    progress:bool=True, # show a progress bar, or not
 ): # dict of the last evaluation's metrics; of `rehearse` for a dry run
     """Train `model` and keep everything about the run in folder `run` (config, metrics, last full state, best weights).
 
@@ -334,7 +336,7 @@ def fit(
             saving = evaluating or stopping or step % save_every == 0 or step == steps
             if saving or step % log_every == 0: log.flush(step, schedule(step - 1))       # raises when the loss goes astray
             if evaluating:
-                metrics, best = evaluate_and_keep(accelerator, average.module if average else model, evaluate, step, best, metric, run, extra or {})
+                metrics, best = evaluate_and_keep(accelerator, average.module if average else model, evaluate, step, best, metric, run, extra or {}, keep)
                 log.write(step, metrics)
                 log.say(step, metrics)
             if saving:
@@ -358,4 +360,4 @@ def global_batch(
 
 # decorator for f(..., **kwargs): puts the options of `fit` that a user may set in place of **kwargs
 with_loop_options = delegates(fit, but=["model", "loss_of_batch", "data", "optimizer", "run", "steps", "batch_size", "schedule", "evaluate",
-                                        "eval_every", "metric", "extra", "collate", "settings", "macs"])
+                                        "eval_every", "metric", "extra", "keep", "collate", "settings", "macs"])
