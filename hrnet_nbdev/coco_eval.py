@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'SCORE_NAMES', 'Resize', 'multi_scale_size', 'affine_to
            'aggregate_heads', 'undo_flip', 'scale_maps', 'decoder_settings', 'predict_maps_batch', 'predict_maps',
            'predict_poses_batch', 'predict_poses', 'oks', 'poses_to_coco', 'check_results', 'people_images',
            'official_evaluator', 'coco_scores', 'equal_batches', 'predict_dataset', 'predict_split', 'check_joints',
-           'evaluate', 'submission_zip', 'score_table', 'hrnet_eval_coco']
+           'evaluate', 'submission_zip', 'score_table']
 
 # %% ../nbs/05_coco_eval.ipynb #5b62b5ca
 import contextlib, io, json, time, zipfile
@@ -20,14 +20,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from fastcore.script import call_parse
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 from .data import COCO_SCHEMA, CocoPoses, normalize
-from .files import UserError, atomic_path, read_image, read_json, user_errors, write_json
+from .files import UserError, atomic_path, read_image
 from .grouping import group_batch, parabola_offset
-from .higherhrnet import load_pose_model
 
 # %% ../nbs/05_coco_eval.ipynb #8eb6266f
 class Resize(NamedTuple):
@@ -208,7 +206,7 @@ def predict_poses_batch(
     with _clock(timings, "network", device):
         heatmaps, tags, resizes = predict_maps_batch(model, images, input_size, flip, scales, schema, decoder, precision)
     with _clock(timings, "grouping", device):
-        people = group_batch(heatmaps, tags, **decoder_settings(decoder)[1] | grouping)
+        people = group_batch(heatmaps, tags, **dict(joint_order=schema.order) | decoder_settings(decoder)[1] | grouping)
         return [(to_image_px(poses, resize), scores.cpu().numpy()) for (poses, scores), resize in zip(people, resizes)]
 
 def predict_poses(
@@ -364,15 +362,15 @@ def predict_dataset(
 ): # list of official results, in the order of the data set whatever the batches
     "Find people in all pictures of a data set, on this process. The model's mode is restored afterwards."
     if batch_size < 1: raise UserError(f"batch size {batch_size} will not do: give a positive number of pictures")
+    _check_protocol(scales, input_size, options.get("precision", "no"))
     was_training, numbers, found = model.training, range(len(dataset))[:limit], {}
-    category = next((c["id"] for c in dataset.coco.cats.values() if c.get("keypoints")), 1)    # files of test sets name no joints
     network_input = lambda im: multi_scale_size(*im.shape[1::-1], input_size, 1, min(scales, default=1)).size
     model.eval()
     try:
         with tqdm(total=len(numbers), desc="poses", unit="img", **({} if progress else dict(disable=True))) as bar:
             for batch in equal_batches(_read_pictures(dataset, numbers, timings), batch_size, network_input):
                 people = predict_poses_batch(model, [im for _, im in batch], input_size, scales=scales, schema=dataset.schema, timings=timings, **options)
-                for (i, _), (poses, scores) in zip(batch, people): found[i] = poses_to_coco(poses, scores, dataset.ids[i], category)
+                for (i, _), (poses, scores) in zip(batch, people): found[i] = poses_to_coco(poses, scores, dataset.ids[i], dataset.category_id)
                 bar.update(len(batch))
     finally: model.train(was_training)
     return [result for i in numbers for result in found[i]]
@@ -437,48 +435,3 @@ def score_table(
     "The ten numbers as two lines of text, in per cent as papers print them; - where there is nothing to find."
     cells = ["-" if v < 0 else f"{100 * v:.1f}" for v in scores.values()]
     return "\n".join([title] * bool(title) + ["".join(f"{c:>6}" for c in row) for row in (scores, cells)])
-
-# %% ../nbs/05_coco_eval.ipynb #53e7c869
-def _parse_scales(text):
-    "'0.5,1,2' as a tuple of numbers; whole ones as int."
-    try: return tuple(int(float(s)) if float(s).is_integer() else float(s) for s in text.split(","))
-    except (ValueError, OverflowError): raise UserError(f"--scales {text} is not a list of numbers: write it like 0.5,1,2") from None
-
-def _run_or_read(weights, root, split, results, limit, people_only, device, **protocol):
-    "Scores, results and the settings that belong beside them, of a model or of a results file."
-    if results:
-        data, found = CocoPoses(root, split, only_annotated=False), read_json(results, "COCO key point results")
-        check_results(data.coco, found, results)
-        return coco_scores(data.coco, found, data.schema.sigmas, data.ids[:limit], people_only), found, dict(results=results)
-    model = load_pose_model(weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return *evaluate(model, root, split, limit, people_only, **protocol), dict(weights=weights, **protocol)
-
-# %% ../nbs/05_coco_eval.ipynb #4307934c
-@call_parse
-@user_errors
-def hrnet_eval_coco(
-    weights: str = "", # name or file of the pose model; not needed with --results
-    root: str = "data/COCO", # COCO folder: annotations/ and images/
-    split: str = "val2017", # which pictures
-    input_size: int = 512, # short side of the network's input in pixels
-    flip: bool = True, # also run the mirrored picture
-    scales: str = "1", # scale factors with commas; the papers' multi-scale test is 0.5,1,2
-    refine: bool = True, # fill joints that the grouping did not find
-    adjust: bool = True, # shift joints by a quarter pixel towards the larger neighbour
-    limit: int = 0, # run and score only the first so many pictures; 0: all
-    people_only: bool = False, # score only pictures with annotated people (not the official protocol)
-    results: str = "", # score this results file instead of running a model
-    out: str = "", # folder for results.json and scores.json
-    device: str = "", # cuda or cpu; default: the GPU when there is one
-):
-    "AP and AR of a pose model on COCO key points, by the official evaluator and the papers' protocol."
-    if bool(weights) == bool(results): raise UserError("give either --weights (a model to run) or --results (a file to score)")
-    if limit < 0: raise UserError(f"--limit {limit} will not do: give how many pictures to run, or 0 for all")
-    scores, found, protocol = _run_or_read(weights, root, split, results, limit or None, people_only, device, input_size=input_size,
-                                           flip=flip, scales=_parse_scales(scales), refine=refine, adjust=adjust)
-    title = f"{Path(weights or results).name} on {split}" + ", people only" * people_only + f", first {limit}" * bool(limit)
-    print(score_table(scores, title))
-    if out:
-        write_json(Path(out) / "results.json", found)
-        write_json(Path(out) / "scores.json", {"scores": scores, "protocol": dict(protocol, split=split, limit=limit, people_only=people_only)}, indent=1)
-        print(f"written: results.json and scores.json in {out}")

@@ -1,12 +1,14 @@
-"""The evaluation as a tool: scores, results files, bad input, and the command."""
-import json, subprocess, sys
+"""The evaluation as a tool: scores, results files, batches and processes, bad input."""
+import json, os, subprocess, sys, zipfile
 from copy import deepcopy
 import cv2
 import numpy as np
 import pytest
 import torch
+from golden_weights import load_golden
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hrnet_nbdev import coco_eval as ev
-from hrnet_nbdev.data import COCO_SCHEMA, CocoPoses
+from hrnet_nbdev.data import COCO_SCHEMA, CocoPoses, draw_heatmaps
 from hrnet_nbdev.files import UserError, write_json
 from hrnet_nbdev.higherhrnet import HigherHRNet
 from hrnet_nbdev.weights import save_weights
@@ -120,6 +122,35 @@ def test_other_schema_uses_its_own_sigmas(tmp_path):
         scores.append(ev.coco_scores(data.coco, results, data.schema.sigmas)["AP"])
     assert scores[0] == pytest.approx(1) and scores[1] < 0.8
 
+# ---- two libraries
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10 ** 6), jitter=st.sampled_from([0, 2, 8, 30]), sigmas=st.sampled_from([None, (0.05,) * 17]), people_only=st.booleans(),
+       only=st.sampled_from([None, [10, 12, 13], [13]]), bbox=st.booleans())
+def test_both_libraries_agree(tmp_path_factory, seed, jitter, sigmas, people_only, only, bbox):
+    "On random people, small and large, with few or no labels, crowds, people found twice, not at all, or where nobody is; equal scores too."
+    rng = np.random.default_rng(seed)
+    truth = [person(10 + int(rng.integers(4)), n, *rng.uniform(0, 60, 2).tolist(), int(rng.choice([20, 40, 130])), int(rng.choice([17, 9, 1, 0]))) for n in range(1, 9)]
+    truth[0] |= dict(iscrowd=1, num_keypoints=0)
+    coco = write_split(tmp_path_factory.mktemp("two"), truth).coco
+    found = []
+    for a in truth * 2:
+        if rng.random() < 0.3: continue
+        pose = np.reshape(a["keypoints"], (17, 3)) + np.c_[rng.normal(0, jitter, (17, 2)), np.zeros(17)]
+        found += ev.poses_to_coco(pose[None], [rng.integers(1, 5) / 4], a["image_id"] if rng.random() < 0.9 else 13)
+    if not bbox: found = [{k: v for k, v in r.items() if k != "bbox"} for r in found]
+    scores = [ev.coco_scores(coco, found, sigmas, only, people_only, library) for library in ("pycocotools", "faster-coco-eval")]
+    assert list(scores[0]) == list(scores[1]) == list(ev.SCORE_NAMES)
+    np.testing.assert_allclose(list(scores[1].values()), list(scores[0].values()), atol=1e-9)
+
+def test_the_second_library_may_be_missing(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match="pip install faster-coco-eval"): ev.coco_scores(data.coco, [], library="faster-coco-eval")
+    with pytest.raises(UserError, match="unknown"): ev.coco_scores(data.coco, [], library="coco")
+
+def test_the_second_library_without_results(data):
+    assert ev.coco_scores(data.coco, [], library="faster-coco-eval") == ev.coco_scores(data.coco, [])
+
 # ---- results files
 
 def test_results_are_plain_json(data):
@@ -161,6 +192,132 @@ def test_evaluate_limits_pictures_and_scores(model, data):
     scores, results = ev.evaluate(model, data.file.parents[1], "val", limit=1, progress=False, input_size=64, flip=False)
     assert scores["AR"] >= 0 and {r["image_id"] for r in results} <= {10}
 
+def lively_model():
+    "Golden weights: random, but their heatmaps reach the threshold, so that there is something to group."
+    return load_golden(HigherHRNet(width=8, modules=(1, 1, 1), blocks=1, stem=16, deconv_blocks=1))
+
+@pytest.fixture
+def mixed(tmp_path):
+    "Seven pictures of three network input sizes, in an order that batches must not keep."
+    sides = [(128, 160), (128, 128), (128, 160), (160, 128), (128, 160), (128, 128), (64, 80)]
+    data = write_split(tmp_path/"mixed", [person(10, 1, 5, 5)], n_images=7)
+    for i, side in enumerate(sides): cv2.imwrite(str(data.image_path(i)), np.random.default_rng(i).integers(0, 255, (*side, 3), dtype=np.uint8))
+    return data
+
+@pytest.mark.parametrize("options", [dict(), dict(flip=False), dict(scales=(0.5, 1), decoder="fast")])
+def test_batches_change_nothing(mixed, options):
+    model, options = lively_model(), dict(options, input_size=64, progress=False)
+    alone = ev.predict_dataset(model, mixed, **options)
+    assert [r["image_id"] for r in alone] == sorted(r["image_id"] for r in alone) and len({r["image_id"] for r in alone}) > 4
+    for batch_size in (2, 3, 50):
+        together = ev.predict_dataset(model, mixed, batch_size=batch_size, **options)
+        assert [r["image_id"] for r in together] == [r["image_id"] for r in alone]
+        for a, b in zip(alone, together): np.testing.assert_allclose(a["keypoints"], b["keypoints"], atol=1e-3)
+
+def test_batches_hold_like_pictures():
+    pictures = list(enumerate("aabcabbbb"))
+    batches = list(ev.equal_batches(iter(pictures), 3, str))
+    assert [[n for n, _ in b] for b in batches] == [[0, 1, 4], [2, 5, 6], [3], [7, 8]]
+    assert all(len({p for _, p in b}) == 1 for b in batches)
+    assert list(ev.equal_batches([], 3, str)) == []
+
+def test_timings_are_added(mixed):
+    timings = {"read": 100.0}
+    ev.predict_dataset(lively_model(), mixed, limit=2, progress=False, input_size=64, timings=timings)
+    assert set(timings) == {"read", "network", "grouping"} and timings["read"] > 100 and min(timings.values()) > 0
+
+@pytest.mark.parametrize("options, says", [(dict(batch_size=0), "batch size 0"), (dict(precision="float8"), "no, bf16 or fp16"), (dict(decoder="quick"), "exact or fast")])
+def test_impossible_settings_are_explained(mixed, options, says):
+    with pytest.raises(UserError, match=says): ev.predict_dataset(lively_model(), mixed, progress=False, input_size=64, **options)
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_gives_nearly_the_same_maps(precision):
+    model, image = lively_model(), RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    full, half = (ev.predict_maps(model, image, 64, precision=p)[0] for p in ("no", precision))
+    assert half.dtype == torch.float32 and 0 < (full - half).abs().max() < 0.05 * full.abs().max()
+
+class Flawless(torch.nn.Module):
+    "Stands in for a network: puts out the maps of given joints [P, 17, 3] in pixels of the input, and everybody's number as the tag."
+    def __init__(self, joints):
+        super().__init__()
+        self.joints, self.weight = joints, torch.nn.Parameter(torch.zeros(1))
+    def forward(self, x):
+        coarse, fine = (draw_heatmaps(torch.tensor(self.joints / (s, s, 1)).float()[None], (x.shape[-2] // s, x.shape[-1] // s)) for s in (4, 2))
+        xs = torch.arange(coarse.shape[-1])
+        near = (xs[:, None] - torch.tensor(self.joints[..., 0]).mean(1) / 4).abs().argmin(1)
+        return [torch.cat([coarse, (3.0 * near).expand_as(coarse)], 1), fine]
+
+@pytest.mark.parametrize("side", [(128, 160), (100, 140)])
+def test_both_decoders_find_the_place(side):
+    "People far apart in perfect maps: found by both, the fast one at least as near to the truth, and at the same place on average."
+    rng = np.random.default_rng(3)
+    image = np.zeros((*side, 3), np.uint8)
+    resize = ev.multi_scale_size(*side[::-1], 128)
+    joints = np.concatenate([np.r_[np.c_[rng.uniform(x, x + 30, 17), rng.uniform(8, 118, 17), np.full(17, 2)]][None] for x in (10, 70, 120)])
+    truth = ev.to_image_px(joints.astype(np.float32), resize)[..., :2]
+    errors = {}
+    for decoder in ("exact", "fast"):
+        poses, scores = ev.predict_poses(Flawless(joints).eval(), image, 128, flip=False, decoder=decoder)
+        assert len(poses) == 3
+        errors[decoder] = (poses[np.argsort(poses[:, 0, 3]), :, :2] - truth) * resize.size[1] / side[0]
+    assert all(np.abs(e).max() < 2 for e in errors.values()), errors
+    assert np.abs(errors["fast"]).mean() < 1.05 * np.abs(errors["exact"]).mean()
+    assert np.abs((errors["fast"] - errors["exact"]).mean((0, 1))).max() < 0.15
+
+def test_maps_of_the_fast_decoder_are_the_finer_heads(mixed):
+    model, image = lively_model(), RNG.integers(0, 255, (100, 130, 3), dtype=np.uint8)
+    exact, tags, resize = ev.predict_maps(model, image, 64)
+    fast, fast_tags, half = ev.predict_maps(model, image, 64, decoder="fast")
+    assert (fast.shape, fast_tags.shape) == ((17, 32, 64), (17, 32, 64, 2)) and resize.size == (128, 64) and half.size == (64, 32)
+    size = dict(size=resize.size[::-1], mode="bilinear", align_corners=False)
+    assert torch.allclose(torch.nn.functional.interpolate(fast[None], **size)[0], exact, atol=1e-6)
+    corner = np.array([[[0, 0, 1, 0], [64, 32, 1, 0]]], np.float32)
+    np.testing.assert_allclose(ev.to_image_px(corner, half), ev.to_image_px(corner * (2, 2, 1, 1), resize), atol=1e-4)
+
+def test_two_processes_equal_one(mixed, tmp_path):
+    "Seven pictures on two processes: each on one of them, all of them on both, in the order of the data set."
+    save_weights(lively_model(), tmp_path/"model.safetensors")
+    script = f"""
+import json, sys
+import torch
+from accelerate import PartialState
+from hrnet_nbdev.coco_eval import evaluate, predict_dataset, predict_split
+from hrnet_nbdev.data import CocoPoses
+from hrnet_nbdev.higherhrnet import load_pose_model
+torch.set_num_threads(1)
+state, data = PartialState(cpu=True), CocoPoses({str(mixed.file.parents[1])!r}, "val", only_annotated=False)
+model, options = load_pose_model({str(tmp_path/"model.safetensors")!r}), dict(input_size=64, progress=False)
+alone = predict_dataset(model, data, **options)
+assert state.num_processes == 2 and len({{r["image_id"] for r in alone}}) > 4
+assert predict_split(model, data, **options) == alone
+assert predict_split(model, data, 1, **options) == [r for r in alone if r["image_id"] == 10]      # nothing to do for the second
+scores, results = evaluate(model, {str(mixed.file.parents[1])!r}, "val", **options)
+assert results == alone and scores["AR"] >= 0
+print("equal on process", state.process_index)
+"""
+    (tmp_path/"two.py").write_text(script)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path/"two.py"],
+                          capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"equal on process 0", "equal on process 1"} <= set(done.stdout.splitlines())
+
+def test_a_test_split_without_truth(tmp_path, model):
+    "The server has the truth: results and a zip file for it, but no scores."
+    root = tmp_path/"coco"
+    write_split(root, [])
+    (root/"images/val2017").rename(root/"images/test2017")
+    info = json.loads((root/"annotations/person_keypoints_val2017.json").read_text())
+    write_json(root/"annotations/image_info_test-dev2017.json", dict(images=info["images"][:3], categories=[dict(id=1, name="person")]))
+    scores, results = ev.evaluate(lively_model(), root, "test-dev2017", progress=False, input_size=64)
+    assert scores == {} and {r["image_id"] for r in results} == {10, 11, 12} and {r["category_id"] for r in results} == {1}
+    path = ev.submission_zip(results, "test-dev2017", tmp_path/"out")
+    assert path.name == "person_keypoints_test-dev2017_hrnet_results.zip"
+    with zipfile.ZipFile(path) as z:
+        assert z.namelist() == ["person_keypoints_test-dev2017_hrnet_results.json"]
+        packed = json.loads(z.read(z.namelist()[0]))
+    assert [set(r) for r in packed] == [{"image_id", "category_id", "keypoints", "score"}] * len(results)
+    assert [r["keypoints"] for r in packed] == [r["keypoints"] for r in results]
+
 def test_training_mode_is_refused(model):
     model.train()
     try:
@@ -200,51 +357,3 @@ def test_there_and_back():
         matrix = ev.affine_to_resized(resize)
         there[..., :2] = points[..., :2] @ matrix[:, :2].T + matrix[:, 2]
         np.testing.assert_allclose(ev.to_image_px(torch.from_numpy(there), resize), points, atol=1e-3)
-
-# ---- command
-
-def test_command(data, checkpoint, tmp_path):
-    "Once as a user runs it; the other cases call the function."
-    root, out = data.file.parents[1], tmp_path/"out"
-    done = subprocess.run([sys.executable, "-m", "hrnet_nbdev.coco_eval", "--weights", checkpoint, "--root", root, "--split", "val",
-                           "--input_size", "64", "--no-flip", "--scales", "0.5,1", "--no-refine", "--out", out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "AP75" in done.stdout
-    written = json.loads((out/"scores.json").read_text())
-    assert written["protocol"]["scales"] == [0.5, 1] and written["protocol"]["flip"] is False
-    ev.hrnet_eval_coco(results=str(out/"results.json"), root=str(root), split="val", out=str(tmp_path/"again"))
-    assert json.loads((tmp_path/"again/scores.json").read_text())["scores"] == written["scores"]
-
-def test_command_scores_a_file(data, tmp_path, capsys):
-    write_json(tmp_path/"perfect.json", perfect(data.coco))
-    ev.hrnet_eval_coco(results=str(tmp_path/"perfect.json"), root=str(data.file.parents[1]))
-    assert "100.0" in capsys.readouterr().out
-
-def fails(capsys, **options):
-    "The one sentence that a wrong call prints."
-    with pytest.raises(SystemExit) as stop: ev.hrnet_eval_coco(**options)
-    err = capsys.readouterr().err
-    # a progress bar may stand before it
-    assert stop.value.code == 1 and err.splitlines()[-1].startswith("error: ") and err.count("error:") == 1 and "Traceback" not in err
-    return err
-
-def test_command_explains_bad_input(data, checkpoint, tmp_path, capsys):
-    root = str(data.file.parents[1])
-    assert "either --weights" in fails(capsys, root=root)
-    assert "either --weights" in fails(capsys, root=root, weights=str(checkpoint), results="r.json")
-    assert "missing" in fails(capsys, root=root, results=str(tmp_path/"none.json"))
-    assert "nowhere" in fails(capsys, root=str(tmp_path/"nowhere"), results="r.json")
-    assert "nothing.pth" in fails(capsys, root=root, weights=str(tmp_path/"nothing.pth"))
-    assert "--scales" in fails(capsys, root=root, weights=str(checkpoint), scales="1,two")
-    assert "--limit" in fails(capsys, root=root, weights=str(checkpoint), limit=-1)
-    cut = tmp_path/"cut.json"
-    cut.write_text('[{"image_id": 10,')
-    assert "cut.json" in fails(capsys, root=root, results=str(cut))
-    (data.folder/"000000000011.jpg").write_bytes(b"no picture")
-    assert "000000000011.jpg" in fails(capsys, root=root, weights=str(checkpoint), input_size=64)
-    (data.folder/"000000000013.jpg").unlink()
-    assert "000000000013.jpg" in fails(capsys, root=root, weights=str(checkpoint), input_size=64)
-
-def test_command_refuses_a_model_of_other_joints(tmp_path, checkpoint, capsys):
-    data = write_split(tmp_path/"four", [person(10, 1, 5, 5, K=4, visible=4)], names=["a", "b", "c", "d"])
-    assert "17 joints" in fails(capsys, root=str(data.file.parents[1]), weights=str(checkpoint), input_size=64)
