@@ -9,7 +9,7 @@ from hrnet_nbdev.synthetic import write_coco, write_imagenet
 from hrnet_nbdev.weights import save_weights
 
 MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_pretrain="imagenet", hrnet_train_pose="train_pose",
-               hrnet_eval_coco="coco_eval", hrnet_pose="inference", hrnet_weights="weights")
+               hrnet_eval_coco="report", hrnet_pose="inference", hrnet_weights="weights")
 
 def run(command, *args):
     "Run a command in this process, through its own command line; return (exit status, what it wrote to stderr and stdout)."
