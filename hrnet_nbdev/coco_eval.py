@@ -123,14 +123,7 @@ def scale_maps(
     # averaging before enlarging gives the same numbers for half the work
     return enlarge(looks[0].mean(0)), enlarge(looks[1].flatten(0, 1)).unflatten(0, looks[1].shape[:2]).movedim(0, -1)
 
-# %% ../nbs/05_coco_eval.ipynb #0252b6df
-def _check_protocol(scales, input_size, precision):
-    "Raise `UserError` for what cannot work."
-    if not scales or min(scales) <= 0 or (len(scales) > 1 and 1 not in scales):
-        raise UserError(f"scales {scales} will not do: give positive factors, and 1 among them (tags come from scale 1)")
-    if input_size < 1: raise UserError(f"input size {input_size} will not do: give a positive number of pixels, such as 512")
-    if precision not in PRECISIONS: raise UserError(f"precision {precision!r} is unknown: use no, bf16 or fp16")
-
+# %% ../nbs/05_coco_eval.ipynb #6dd60117
 def decoder_settings(
     decoder, # exact or fast
 ): # how many times smaller than the network's input the maps are, and the settings of `group` that belong to it
@@ -139,6 +132,15 @@ def decoder_settings(
     if decoder == "fast": return 2, dict(nms_kernel=3, place=parabola_offset)      # 3 pixels of the maps reach as far as 5 of the input
     raise UserError(f"decoder {decoder!r} is unknown: use exact or fast")
 
+# %% ../nbs/05_coco_eval.ipynb #0252b6df
+def _check_protocol(scales, input_size, precision):
+    "Raise `UserError` for what cannot work."
+    if not scales or min(scales) <= 0 or (len(scales) > 1 and 1 not in scales):
+        raise UserError(f"scales {scales} will not do: give positive factors, and 1 among them (tags come from scale 1)")
+    if input_size < 1: raise UserError(f"input size {input_size} will not do: give a positive number of pixels, such as 512")
+    if precision not in PRECISIONS: raise UserError(f"precision {precision!r} is unknown: use no, bf16 or fp16")
+
+# %% ../nbs/05_coco_eval.ipynb #41735f5c
 @torch.no_grad()
 def predict_maps_batch(
     model, # HigherHRNet in eval mode
@@ -343,6 +345,7 @@ def equal_batches(
         if len(batch) == batch_size: yield waiting.pop(key(picture))
     yield from waiting.values()
 
+# %% ../nbs/05_coco_eval.ipynb #d3910e88
 def _read_pictures(dataset, numbers, timings):
     "Pairs (number, picture), one after the other."
     for i in numbers:
@@ -375,6 +378,7 @@ def predict_dataset(
     finally: model.train(was_training)
     return [result for i in numbers for result in found[i]]
 
+# %% ../nbs/05_coco_eval.ipynb #fe2566e6
 def predict_split(
     model, # HigherHRNet
     dataset, # `CocoPoses(..., only_annotated=False)`
@@ -389,7 +393,7 @@ def predict_split(
     place = {image_id: n for n, image_id in enumerate(ids)}
     return sorted(results, key=lambda r: place[r["image_id"]])        # stable: the people of a picture keep their order
 
-# %% ../nbs/05_coco_eval.ipynb #07049a79
+# %% ../nbs/05_coco_eval.ipynb #f74ae073
 def check_joints(
     model, # HigherHRNet
     data, # `CocoPoses`
@@ -412,7 +416,7 @@ def evaluate(
     data = CocoPoses(root, split, only_annotated=False)
     check_joints(model, data)
     results = predict_split(model, data, limit, progress, **options)
-    if not getattr(data, "has_truth", True): return {}, results
+    if not data.has_truth: return {}, results
     return coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only), results
 
 def submission_zip(

@@ -58,7 +58,7 @@ class CocoPoses(torch.utils.data.Dataset):
         self.file, self.folder, self.split = _find_split(root, split)
         self.has_truth = has_truth(self.file)   # are there people to train on and to score with?
         self.table = read_table(self.file)
-        self.schema = read_schema(self.table.category)
+        self.schema, self.category_id = read_schema(self.table.category), self.table.category["id"]
         _check_present(self.folder, [self.table.file_name(row) for row in range(len(self.table.ids))])
         rows = self.table.order
         if only_annotated: rows = rows[self.table.annotated[rows]]

@@ -138,7 +138,7 @@ class PosePredictor:
         self.size = size or int(said.get("input_size", 512))
         self.schema = schema or _stored_schema(said, getattr(self.model, "config", {}).get("num_joints", COCO_SCHEMA.num_joints))
         self.flip, self.display, self.exif, self.decoder = flip, display, exif, decoder
-        self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display)
+        self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display, joint_order=self.schema.order)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)
 
     def maps(self, source): # heatmaps [K, h, w], tags [K, h, w, L], `Resize`
