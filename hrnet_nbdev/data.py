@@ -276,7 +276,6 @@ def single_thread(
     "`worker_init_fn` of a `DataLoader`: OpenCV must not start its own threads in every worker process."
     cv2.setNumThreads(0)
 
-# %% ../nbs/00_data.ipynb #0857b914
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def normalize(
