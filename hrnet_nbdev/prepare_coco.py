@@ -172,7 +172,7 @@ def hrnet_prepare_coco(
     any_count:bool=False, # accept other numbers of pictures than COCO's
     threads:int=4, # that unpack; more help with a network drive
 ):
-    "Download, test and unpack COCO 2017 (some 45 GB with the archives). Can be stopped at any point and started again."
+    "Download, test and unpack COCO 2017 (about 40 GB with the archives). Can be stopped at any point and started again."
     if threads < 1: raise UserError(f"--threads must be positive, not {threads}")
     if not url.startswith(("http://", "https://")): raise UserError(f"--url must begin with http:// or https://, not {url}")
     names = [s.strip().removesuffix("2017") + "2017" for s in splits.split(",")]

@@ -148,14 +148,15 @@ def prepare_imagenet(
 @call_parse
 @user_errors
 def hrnet_prepare_imagenet(
-    source:str="data/imagenet-object-localization-challenge.zip", # Kaggle's archive, or the folder unpacked from it
     out:str="data/ImageNet", # folder to fill
+    source:str="data/imagenet-object-localization-challenge.zip", # Kaggle's archive, or the folder unpacked from it
     remove_archive:bool=False, # delete the archive when all is verified (a folder is never deleted)
     any_count:bool=False, # accept other numbers of pictures than ILSVRC 2012's 1,281,167 and 50,000
     threads:int=4, # at work; more help with a network drive
 ):
     "Sort Kaggle's ImageNet archive into train/ and val/ with a folder per class. Can be stopped at any point and started again."
     if threads < 1: raise UserError(f"--threads must be positive, not {threads}")
+    if Path(source).exists(): print(f"looking through {source}, which takes a while", flush=True)
     counts = prepare_imagenet(out, source, remove_archive, any_count, threads=threads)
     print(f"{out} is complete: {counts['train']:,} training and {counts['val']:,} validation pictures"
           + ("" if counts == PUBLISHED else f" (ILSVRC 2012 has {PUBLISHED['train']:,} and {PUBLISHED['val']:,})"))

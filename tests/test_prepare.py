@@ -87,7 +87,7 @@ def refused(said, call, *untouched):
 
 
 def test_imagenet_is_sorted_and_read(tmp_path, source, drawn, capsys):
-    pi.hrnet_prepare_imagenet(str(source), str(tmp_path / "ImageNet"), any_count=True)
+    pi.hrnet_prepare_imagenet(str(tmp_path / "ImageNet"), str(source), any_count=True)
     assert "30 training and 20 validation pictures (ILSVRC 2012 has 1,281,167 and 50,000)" in capsys.readouterr().out
     for split in ("train", "val"):
         data, truth = ImageNet(tmp_path / "ImageNet", split), ImageNet(drawn, split)
