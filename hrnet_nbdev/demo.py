@@ -88,7 +88,7 @@ def demo(
     data="data/synthetic", # folder for the synthetic data sets
     images=2000, # training pictures of each data set
     val=200, # validation pictures of each
-    pretrain_epochs=None, # visits to each picture; the preset's if None
+    pretrain_epochs=20, # visits to each picture
     epochs=None, # the same for the pose model
     workers=1, # loader processes
     cpu=True, # stay on the CPU
@@ -118,7 +118,7 @@ def hrnet_demo(
     data:str="data/synthetic", # folder for the synthetic data sets
     images:int=2000, # training pictures of each data set
     val:int=200, # validation pictures of each
-    pretrain_epochs:int=None, # visits of the classifier to each picture; the tiny preset's by default
+    pretrain_epochs:int=20, # visits of the classifier to each picture; more helps, a little
     epochs:int=None, # visits of the pose model to each picture; the tiny preset's by default
     workers:int=1, # loader processes
 ):

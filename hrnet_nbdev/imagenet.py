@@ -135,7 +135,7 @@ def evaluate_classifier(
 
 # %% ../nbs/02_imagenet_pretrain.ipynb #83125b91
 CLASS_PRESETS = {f"w{c}": dict(width=c, size=224, epochs=100, batch_size=32, lr=0.05 / 128) for c in (32, 18, 48)} | {
-    "tiny": dict(width=16, modules=(1, 1, 1), blocks=1, stem=32, head=8, size=64, epochs=20, batch_size=32, lr=4e-3 / 32, smallest=0.5,
+    "tiny": dict(width=16, modules=(1, 1, 1), blocks=1, stem=32, head=8, size=64, epochs=30, batch_size=32, lr=4e-3 / 32, smallest=0.5,
                  cosine=True, adamw=True)}
 
 pretrain_settings = partial(preset_settings, CLASS_PRESETS)

@@ -167,17 +167,17 @@ def test_modern_extras_train_and_resume(sets, tmp_path):
     modern = dict(SMALL, steps=12, save_every=4, mixup=0.2, cutmix=1.0, randaugment=9, smoothing=0.1, ema=0.9, accumulate=2, batch_size=4, cosine=True)
     pretrain(sets[1], tmp_path / "whole", **modern)
     with pytest.raises(KeyboardInterrupt):
-        with monkeypatch_stop(after=6): pretrain(sets[1], tmp_path / "torn", **modern)
+        with stop_request(after=6): pretrain(sets[1], tmp_path / "torn", **modern)
     assert read_state(tmp_path / "torn")["step"] == 6
     pretrain(sets[1], tmp_path / "torn", resume=True, **modern)
     same_end(tmp_path / "whole", tmp_path / "torn")
 
 @contextlib.contextmanager
-def monkeypatch_stop(after):
+def stop_request(after):
     "Ask for a stop when the learning rate of step `after` is set."
-    steps = training.train_step
+    steps, sent = training.train_step, []
     def counted(*args):
-        if args[5] == after - 1: os.kill(os.getpid(), signal.SIGTERM)
+        if args[5] == after - 1 and not sent: sent.append(os.kill(os.getpid(), signal.SIGTERM))      # a second one would interrupt at once
         return steps(*args)
     training.train_step = counted
     try: yield
