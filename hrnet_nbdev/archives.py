@@ -9,7 +9,6 @@ __all__ = ['DAMAGE', 'leads_out', 'Archive', 'each_file', 'some', 'damaged_files
 import os, shutil, stat, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm

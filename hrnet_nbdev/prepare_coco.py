@@ -44,7 +44,8 @@ def check_coco(
     content, folder = read_json(Path(root)/list_file(split), "annotation file"), Path(root)/"images"/split
     try: listed, annotated = {im["id"]: im["file_name"] for im in content["images"]}, {a["image_id"] for a in content.get("annotations", ())}
     except (TypeError, KeyError, AttributeError): raise UserError(f"{Path(root)/list_file(split)} is not COCO's annotation file: fetch it again") from None
-    if lost := sorted(map(str, annotated - listed.keys())): raise UserError(f"{Path(root)/list_file(split)} annotates pictures that it does not list: {some(lost)}; fetch it again")
+    lost = sorted(map(str, annotated - listed.keys()))
+    if lost: raise UserError(f"{Path(root)/list_file(split)} annotates pictures that it does not list: {some(lost)}; fetch it again")
     if len(listed) != PUBLISHED[split] and not any_count:
         raise UserError(f"{Path(root)/list_file(split)} lists {len(listed):,} pictures, COCO has {PUBLISHED[split]:,}: fetch it again, or accept it with --any-count")
     there = {e.name for e in os.scandir(folder) if e.stat().st_size} if folder.is_dir() else set()
@@ -141,11 +142,12 @@ def prepare_coco(
     parts = [*dict.fromkeys(LISTS[s] for s in splits), *splits]     # the lists first: they say which pictures must be there
     if todo := [p for p in parts if not is_complete(root, p, any_count)]:
         with only_one(root):
-            urls = {find_part(home, p) if source else home/f"{p}.zip": f"{url.rstrip('/')}/{address(p)}" for p in todo}
+            paths = {p: find_part(home, p) if source else home/f"{p}.zip" for p in todo}
+            urls = {path: f"{url.rstrip('/')}/{address(p)}" for p, path in paths.items()}
             check_space(root, space_needed(root, urls, remove_archives))
             missing = {path: u for path, u in urls.items() if not path.exists()}
             fetch_archives(missing, progress, **options)
-            for part, path in zip(todo, urls):
+            for part, path in paths.items():
                 archive = Archive(path)
                 # what was fetched just now has been tested
                 unpack(archive, part_places(archive, part), root, part, test=path not in missing, threads=threads, progress=progress)

@@ -506,19 +506,20 @@ def test_a_full_disk_while_downloading(tmp_path, host, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["zips", "folders", "prepared"])
 def test_on_disk_already(tmp_path, www, people, layout):
-    source = tmp_path / "source"
+    source, counts = tmp_path / "source", dict(train2017=24, val2017=8)
     if layout == "prepared": source = people
     else:
         source.mkdir()
-        for p in (*(www / "zips").iterdir(), www / "annotations/annotations_trainval2017.zip"):
+        counts["test2017"] = 8
+        for p in www.glob("*/*.zip"):
             if layout == "zips": shutil.copy(p, source)
             else:
                 with zipfile.ZipFile(p) as z: z.extractall(source)
     before = files(source)
-    assert pc.prepare_coco(tmp_path / "COCO", source=source, **QUIET) == dict(train2017=24, val2017=8)
-    assert pictures(tmp_path / "COCO") == pictures(people) and files(source) == before
-    pc.prepare_coco(tmp_path / "COCO", source=source, remove_archives=True, **QUIET)
-    assert files(source) == {n: s for n, s in before.items() if not n.endswith(".zip") or "test" in n}
+    assert pc.prepare_coco(tmp_path / "COCO", list(counts), source, **QUIET) == counts
+    assert pictures(people).items() <= pictures(tmp_path / "COCO").items() and files(source) == before
+    pc.prepare_coco(tmp_path / "COCO", list(counts), source, remove_archives=True, **QUIET)
+    assert files(source) == {n: s for n, s in before.items() if not n.endswith(".zip")}
 
 
 def test_in_place(tmp_path, people):
