@@ -16,7 +16,6 @@ from scipy.optimize import linear_sum_assignment
 # %% ../nbs/04_grouping.ipynb #591d84a6
 TILE = 8  # pixels: a tile holds about one peak
 
-# %% ../nbs/04_grouping.ipynb #edafddc0
 def pad_to_tiles(
     maps,  # tensor with rows along `dim` and columns along `dim + 1`
     dim,  # where the rows are
