@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from fastcore.script import call_parse
-from .coco_eval import check_joints, check_results, coco_scores, official_evaluator, predict_split, score_table, submission_zip
+from .coco_eval import check_joints, check_results, coco_scores, official_evaluator, people_images, predict_split, score_table, submission_zip
 from .data import CocoPoses
 from .download import find_weights
 from .drawing import draw_poses, person_colors
@@ -68,6 +68,7 @@ def truth_and_prediction(
     left = draw_poses(view, [joints(gt.anns[a]) for a in people], schema, colors, hollow=True)
     right = draw_poses(draw_poses(view, extra, schema, [(150, 150, 150)] * len(extra)), found, schema, colors)
     for pair, pose in zip(pairs.values(), found): _label(right, pose, f"{pair.oks:.2f}")
+    for a in people[len(pairs):]: _label(left, joints(gt.anns[a]), "missed")
     return np.hstack([left, np.full((len(left), 6, 3), 255, np.uint8), right])
 
 # %% ../nbs/05c_report.ipynb #ac2a3d2d
@@ -79,10 +80,9 @@ def scores_by_size(
     results, # list of COCO key-point results
     schema, # `KeypointSchema`
     image_ids, # pictures that count
-    people_only=False, # leave out pictures without annotated people
 ): # list of dicts: size, people, AP (0..1; -1 where there is nobody)
     "AP by size of the person, by the official evaluator with more areas than COCO's three."
-    ev = official_evaluator(gt, results, schema.sigmas, image_ids, people_only)
+    ev = official_evaluator(gt, results, schema.sigmas, image_ids)
     bins = list(zip(SIZES_PX, SIZES_PX[1:]))
     ev.params.areaRng = [[low ** 2, high ** 2] for low, high in bins]
     ev.params.areaRngLbl = [f"{low} to {high} px" if high < 1e5 else f"{low} px and more" for low, high in bins]
@@ -149,8 +149,9 @@ def card_facts(
     library="pycocotools", # or faster-coco-eval
 ): # dict of plain values
     "What was measured and how, and the ten numbers by both protocols."
-    ids, gt, sigmas = data.ids[:limit], data.coco, data.schema.sigmas
-    scores = {p: coco_scores(gt, results, sigmas, ids, p, library) for p in {people_only, True}}
+    gt, people = data.coco, set(people_images(data.coco))
+    ids = [i for i in data.ids[:limit] if i in people or not people_only]
+    scores = {p: coco_scores(gt, results, data.schema.sigmas, ids, p, library) for p in {people_only, True}}
     packages = ["torch", "numpy", "opencv-python-headless", library] + ["pycocotools"] * (library != "pycocotools")
     name = ("only pictures with annotated people" if people_only else "all pictures") + f", first {limit}" * bool(limit)
     return dict(protocol=dict(name=name, split=data.split, annotations=data.file.name, people_only=people_only, limit=limit, library=library),
@@ -164,16 +165,14 @@ def card_analysis(
     data, # `CocoPoses` with truth
     results, # list of COCO key-point results
     diagnosis, # of `diagnose` for them
-    limit=None, # only the first so many pictures count
-    people_only=False, # only pictures with annotated people count
+    image_ids, # pictures that count
     library="pycocotools", # or faster-coco-eval
 ): # dict of plain values
     "AP by size and by crowd, errors by kind and joint, AP gained by mending, OKS of every picture."
-    ids, gt, schema = data.ids[:limit], data.coco, data.schema
-    table = joint_counts(diagnosis, schema.num_joints)
-    return dict(by_size=scores_by_size(gt, results, schema, ids, people_only), by_crowd=scores_by_crowd(gt, results, schema, ids, library),
+    gt, schema, table = data.coco, data.schema, joint_counts(diagnosis, data.schema.num_joints)
+    return dict(by_size=scores_by_size(gt, results, schema, image_ids), by_crowd=scores_by_crowd(gt, results, schema, image_ids, library),
                 errors=dict(counts=diagnosis.counts(), joints={n: dict(zip(JOINT_KINDS, row.tolist())) for n, row in zip(schema.names, table)},
-                            AP_after_mending=mending_gains(gt, results, schema, diagnosis, image_ids=ids, people_only=people_only, library=library)),
+                            AP_after_mending=mending_gains(gt, results, schema, diagnosis, image_ids=image_ids, library=library)),
                 picture_oks={str(i): v for i, v in picture_oks(gt, diagnosis).items()})
 
 # %% ../nbs/05c_report.ipynb #13196069
@@ -201,7 +200,7 @@ def _facts_html(card):
     rows = [(k, named(v) if isinstance(v, dict) else v) for k, v in source.items()]
     rows += [("annotations", f"{card['protocol']['annotations']}: {images['count']} pictures, {card['people']} people with key points"),
              ("picture list", f"SHA-256 of the sorted ids {images['sha256']}"), ("protocol", card["protocol"]["name"]),
-             ("settings", named(card["settings"])), ("results", f"{card['results']} people")]
+             ("settings", named(card["settings"]) or "unknown, as for any file of results"), ("results", f"{card['results']} people")]
     if speed:
         stages = ", ".join(f"{k} {1000 * v / speed['images']:.1f}" for k, v in speed["seconds"].items())
         rows.append(("time", f"{speed['images_per_second']:.2f} images/s on {speed['device']}; ms an image: {stages}"
@@ -304,10 +303,10 @@ def write_card(
     pictures=True, # errors, AP by size and crowd, pictures and the page, too; False: only the facts
 ):
     "Write `card.json` and, with `pictures`, `card.html`, each at once or not at all."
-    how = dict(limit=card["protocol"]["limit"], people_only=card["protocol"]["people_only"])
     if pictures:
-        diagnosis = diagnose(data.coco, results, data.schema, data.ids[:how["limit"]], how["people_only"])
-        card = card | card_analysis(data, results, diagnosis, library=card["protocol"]["library"], **how)
+        ids = card["images"]["ids"]
+        diagnosis = diagnose(data.coco, results, data.schema, ids)
+        card = card | card_analysis(data, results, diagnosis, ids, card["protocol"]["library"])
         with atomic_path(Path(out)/"card.html") as tmp: tmp.write_text(card_page(card, data, results, diagnosis, title), encoding="utf-8")
     write_json(Path(out)/"card.json", card, indent=1)
 
