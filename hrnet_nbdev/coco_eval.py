@@ -11,7 +11,7 @@ __all__ = ['PRECISIONS', 'SCORE_NAMES', 'Resize', 'multi_scale_size', 'affine_to
 
 # %% ../nbs/05_coco_eval.ipynb #5b62b5ca
 import contextlib, io, json, time, zipfile
-from copy import copy, deepcopy
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 import cv2
@@ -33,6 +33,7 @@ class Resize(NamedTuple):
     size: tuple # (w, h) of the resized picture in pixels
     center: tuple # (x, y) of the original picture that lands in the middle, in its pixels
     scale: tuple # (w, h) of the original area that fills the resized picture, in units of 200 px
+    udp: bool = False # are lengths measured between the middles of the outermost pixels?
 
 def _up64(length): return int((length + 63) // 64 * 64)
 
@@ -42,14 +43,15 @@ def multi_scale_size(
     input_size, # wanted length of the short side, in pixels, at scale factor 1
     factor=1, # scale factor of this pass
     min_factor=1, # smallest factor of all passes: the size is rounded there, so that all passes share one shape
+    udp=False, # for a model trained with unbiased coordinates (`data.affine_matrix`)
 ): # `Resize`: (w, h) of the network input, centre and scale of the warp
     "Input size at which a picture is run: short side `input_size`, long side rounded up to a multiple of 64."
-    center = int(w / 2 + 0.5), int(h / 2 + 0.5)
+    center = ((w - 1) / 2, (h - 1) / 2) if udp else (int(w / 2 + 0.5), int(h / 2 + 0.5))
     smallest = _up64(min_factor * input_size)
     short = int(smallest * factor / min_factor)
     long = int(_up64(smallest / min(w, h) * max(w, h)) * factor / min_factor)
-    if w < h: return Resize((short, long), center, (w / 200, long / short * w / 200))
-    return Resize((long, short), center, (long / short * h / 200, h / 200))
+    if w < h: return Resize((short, long), center, (w / 200, long / short * w / 200), udp)
+    return Resize((long, short), center, (long / short * h / 200, h / 200), udp)
 
 # %% ../nbs/05_coco_eval.ipynb #aa9b1307
 def affine_to_resized(
@@ -60,6 +62,7 @@ def affine_to_resized(
     (w, h), (cx, cy) = resize.size, resize.center
     # the factor comes from the width alone: rounding makes the height's differ in the 16th digit
     s = w / (resize.scale[0] * 200)
+    if resize.udp: w, h, s = w - 1, h - 1, (min(w, h) - 1) / (min(resize.scale) * 200 - 1)
     if inverse: return np.array([[1 / s, 0, cx - w / 2 / s], [0, 1 / s, cy - h / 2 / s]])
     return np.array([[s, 0, w / 2 - s * cx], [0, s, h / 2 - s * cy]])
 
@@ -79,17 +82,19 @@ def to_image_px(
     poses = torch.as_tensor(poses).detach().cpu().numpy().astype(np.float32)
     back = affine_to_resized(resize, inverse=True)
     out = poses.copy()
-    out[..., :2] = poses[..., :2].astype(np.float64) @ back[:, :2].T + back[:, 2]
+    # grouping puts the middle of the first pixel at 0.5; unbiased coordinates put it at 0
+    out[..., :2] = (poses[..., :2].astype(np.float64) - 0.5 * resize.udp) @ back[:, :2].T + back[:, 2]
     return out
 
 # %% ../nbs/05_coco_eval.ipynb #93a34d59
 def aggregate_heads(
     outputs, # the network's list: [n, 2K, h/4, w/4] and [n, K, h/2, w/2]
+    udp=False, # outermost pixels onto outermost pixels?
 ): # heatmaps [n, K, h/2, w/2], tags [n, K, h/2, w/2]
     "Both heatmap heads averaged on the finer grid, and the tags brought to that grid."
     coarse, fine = outputs
     K = fine.shape[1]
-    coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=False)
+    coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=udp)
     return (coarse[:, :K] + fine) / 2, coarse[:, K:]
 
 # %% ../nbs/05_coco_eval.ipynb #ab11765e
@@ -109,17 +114,18 @@ def scale_maps(
     size, # (w, h) the maps are projected to
     flip=None, # schema.flip to run the mirrored pictures too; None: only the pictures themselves
     precision="no", # of the network: no (float32), bf16 or fp16; the maps are float32 in any case
+    udp=False, # outermost pixels onto outermost pixels?
 ): # heatmaps [B, K, h, w] averaged over picture and mirror image, tags [B, K, h, w, L], L = 1 or 2; one picture: without B
     "One pass at one scale: network, flip, both heads, projected to `size`. Raises `ValueError` for a model in training mode."
-    if images.ndim == 3: return tuple(m[0] for m in scale_maps(model, images[None], size, flip, precision))
+    if images.ndim == 3: return tuple(m[0] for m in scale_maps(model, images[None], size, flip, precision, udp))
     if model.training: raise ValueError("the model is in training mode: call model.eval() first")
     device, dtype = next(model.parameters()).device, PRECISIONS[precision]
     x = normalize(torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)).contiguous()
     if flip is not None: x = torch.cat([x, x.flip(-1)])
     with torch.autocast(device.type, dtype, enabled=dtype is not None): outputs = model(x)
-    looks = [m.unflatten(0, (-1, len(images))) for m in aggregate_heads([o.float() for o in outputs])]    # [L, B, K, h, w]
+    looks = [m.unflatten(0, (-1, len(images))) for m in aggregate_heads([o.float() for o in outputs], udp)]    # [L, B, K, h, w]
     if flip is not None: looks = [torch.stack([m[0], undo_flip(m[1], flip)]) for m in looks]
-    enlarge = lambda m: F.interpolate(m, size[::-1], mode="bilinear", align_corners=False)
+    enlarge = lambda m: F.interpolate(m, size[::-1], mode="bilinear", align_corners=udp)
     # averaging before enlarging gives the same numbers for half the work
     return enlarge(looks[0].mean(0)), enlarge(looks[1].flatten(0, 1)).unflatten(0, looks[1].shape[:2]).movedim(0, -1)
 
@@ -151,11 +157,12 @@ def predict_maps_batch(
     schema=COCO_SCHEMA, # for its left/right pairs
     decoder="exact", # exact: maps as large as the input; fast: half as large, the finer head's own grid
     precision="no", # of the network: no, bf16, fp16
+    udp=False, # for a model trained with unbiased coordinates
 ): # heatmaps [B, K, h, w], tags [B, K, h, w, L] (L = 2 with flip), B `Resize`s that lead back to the pictures
     "Maps averaged over heads, mirror image and scales, at scale 1 (HigherHRNet, arXiv 1908.10357, section 3.4). Raises `UserError` for impossible settings."
     _check_protocol(scales, input_size, precision)
     smallest, total, shrink = min(scales), 0, decoder_settings(decoder)[0]
-    layout = lambda factor: [multi_scale_size(*im.shape[1::-1], input_size, factor, smallest) for im in images]
+    layout = lambda factor: [multi_scale_size(*im.shape[1::-1], input_size, factor, smallest, udp) for im in images]
     base = layout(1)
     size = tuple(side // shrink for side in base[0].size)
     for factor in sorted(scales, reverse=True):
@@ -165,7 +172,7 @@ def predict_maps_batch(
             raise UserError(f"scale {factor} makes a {w}x{h} input, which the network cannot "
                             "halve five times: choose scales that are multiples of the smallest one")
         inputs = np.stack([resize_image(im, r) for im, r in zip(images, resizes)])
-        heatmaps, scale_tags = scale_maps(model, inputs, size, schema.flip if flip else None, precision)
+        heatmaps, scale_tags = scale_maps(model, inputs, size, schema.flip if flip else None, precision, udp)
         total = total + heatmaps
         # tags of other scales mean other values: only the scale of the training counts
         if factor == 1 or len(scales) == 1: tags = scale_tags
@@ -176,7 +183,7 @@ def predict_maps(
     image, # uint8 RGB [H, W, 3], any size
     input_size=512, # short side at scale factor 1, in pixels
     flip=True, # run the mirrored picture too?
-    **options, # scales, schema, decoder, precision of `predict_maps_batch`
+    **options, # scales, schema, decoder, precision, udp of `predict_maps_batch`
 ): # heatmaps [K, h, w], tags [K, h, w, L] (L = 2 with flip), `Resize` that leads back to the picture
     "Maps of one picture, as `predict_maps_batch` makes them."
     return tuple(m[0] for m in predict_maps_batch(model, [image], input_size, flip, **options))
@@ -200,13 +207,14 @@ def predict_poses_batch(
     schema=COCO_SCHEMA, # key points
     decoder="exact", # exact (the papers') or fast
     precision="no", # of the network: no, bf16, fp16
+    udp=False, # for a model trained with unbiased coordinates
     timings=None, # dict to which the seconds of "network" and "grouping" are added
     **grouping, # det_thr, tag_thr, max_people, adjust, refine of `group`
 ): # list of B pairs like that of `predict_poses`
     "People in several pictures: maps, grouping, projection back."
     device = next(model.parameters()).device
     with _clock(timings, "network", device):
-        heatmaps, tags, resizes = predict_maps_batch(model, images, input_size, flip, scales, schema, decoder, precision)
+        heatmaps, tags, resizes = predict_maps_batch(model, images, input_size, flip, scales, schema, decoder, precision, udp)
     with _clock(timings, "grouping", device):
         people = group_batch(heatmaps, tags, **dict(joint_order=schema.order) | decoder_settings(decoder)[1] | grouping)
         return [(to_image_px(poses, resize), scores.cpu().numpy()) for (poses, scores), resize in zip(people, resizes)]
@@ -216,7 +224,7 @@ def predict_poses(
     image, # uint8 RGB [H, W, 3]
     input_size=512, # short side at scale factor 1, in pixels
     flip=True, # run the mirrored picture too?
-    **options, # scales, schema, decoder, precision; det_thr, tag_thr, max_people, adjust, refine of `group`
+    **options, # scales, schema, decoder, precision, udp; det_thr, tag_thr, max_people, adjust, refine of `group`
 ): # poses float32 [P, K, 3 + L] (x, y in pixels of the picture, score, tags), scores float32 [P]; numpy
     "People in one picture."
     return predict_poses_batch(model, [image], input_size, flip, **options)[0]
@@ -309,7 +317,7 @@ def official_evaluator(
     index, evaluator = _evaluator(library)
     with contextlib.redirect_stdout(io.StringIO()):            # the evaluator prints as it goes
         truth = gt if isinstance(gt, index) else index(gt.dataset)
-        found = truth.loadRes(deepcopy(results)) if results else index()
+        found = truth.loadRes([dict(r) for r in results]) if results else index()      # it adds fields to each
         if not results: found.dataset = {"annotations": []}    # `loadRes` cannot read an empty list
         ev = evaluator(truth, found, "keypoints")
         ids = set(gt.imgs if image_ids is None else image_ids) & set(people_images(gt) if people_only else gt.imgs)
@@ -361,7 +369,7 @@ def predict_dataset(
     scales=(1,), # scale factors
     batch_size=1, # pictures of equal network input that run together
     timings=None, # dict to which the seconds of "read", "network" and "grouping" are added
-    **options, # flip, decoder, precision of `predict_poses_batch`; det_thr, tag_thr, max_people, adjust, refine of `group`
+    **options, # flip, decoder, precision, udp of `predict_poses_batch`; det_thr, tag_thr, max_people, adjust, refine of `group`
 ): # list of official results, in the order of the data set whatever the batches
     "Find people in all pictures of a data set, on this process. The model's mode is restored afterwards."
     if batch_size < 1: raise UserError(f"batch size {batch_size} will not do: give a positive number of pictures")

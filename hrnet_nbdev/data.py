@@ -117,9 +117,11 @@ def affine_matrix(
     scale, # side of the box around `center` that fills the output, in units of 200 px
     size, # (height, width) of the output, or its side
     rotation=0., # degrees, counter-clockwise as one sees it
+    udp=False, # measure the output between the middles of its outermost pixels (UDP, arXiv 1911.07524), not from edge to edge
 ): # float64 [3, 3]: picture pixels to output pixels
     "The similarity transform that cuts a turned square out of a picture and brings it to `size`."
     h, w = (size, size) if np.isscalar(size) else size
+    h, w = h - udp, w - udp
     box = 200 * scale
     fit = np.array([[w / box, 0, w * (0.5 - center[0] / box)], [0, h / box, h * (0.5 - center[1] / box)], [0, 0, 1]])
     if rotation == 0: return fit
@@ -140,8 +142,10 @@ class PoseAffine(A.DualTransform):
         translation=40., # of the box's middle, uniform in +-translation, in pixels of a box of 200 px
         flip=0.5, # probability
         strides=(4, 2), # each mask comes out at size / stride, once for each stride
+        udp=False, # see `affine_matrix`
     ):
         super().__init__(p=1)
+        self.udp = udp
         self.size, self.joint_flip, self.strides = size, list(joint_flip), strides
         self.rotation, self.scale, self.translation, self.flip = rotation, scale, translation, flip
 
@@ -154,7 +158,7 @@ class PoseAffine(A.DualTransform):
         return dict(center=np.array([w / 2, h / 2]) + shift, scale=scale, rotation=rotation, mirrored=rng.random() < self.flip)
 
     def _warp(self, array, size, center, scale, rotation, mirrored):
-        matrix = affine_matrix(center, scale, size, rotation)[:2]
+        matrix = affine_matrix(center, scale, size, rotation, self.udp)[:2]
         out = cv2.warpAffine(array, matrix, (size, size), flags=cv2.INTER_LINEAR)
         return cv2.flip(out, 1) if mirrored else out
 
@@ -167,7 +171,7 @@ class PoseAffine(A.DualTransform):
 
     def apply_to_keypoints(self, keypoints, center, scale, rotation, mirrored, **params):
         k, out = len(self.joint_flip), np.array(keypoints, np.float64)
-        matrix = affine_matrix(center, scale, self.size, rotation)
+        matrix = affine_matrix(center, scale, self.size, rotation, self.udp)
         out[:, :2] = out[:, :2] @ matrix[:2, :2].T + matrix[:2, 2]
         if not mirrored: return out
         out[:, 0] = self.size - 1 - out[:, 0]
@@ -184,10 +188,11 @@ class TrainTransform:
         translation=40., # of the box's middle, uniform in +-translation, in pixels of a box of 200 px
         flip=0.5, # probability
         extra=(), # other albumentations transforms, done first, on the original picture; they must not mirror (use `flip`)
+        udp=False, # unbiased coordinates, see `affine_matrix`
     ):
         "Raises `UserError` for a size that the network cannot halve five times."
         if size <= 0 or size % 32: raise UserError(f"the input size must be a positive multiple of 32, not {size}")
-        self.affine = PoseAffine(size, schema.flip, rotation, scale, translation, flip)
+        self.affine = PoseAffine(size, schema.flip, rotation, scale, translation, flip, udp=udp)
         self.compose = A.Compose([*extra, self.affine], keypoint_params=A.KeypointParams("xy", remove_invisible=False))
 
     def __call__(self, raw):
@@ -203,8 +208,9 @@ class TrainTransform:
 
     def _to_map(self, joints, stride):
         "Joints in input pixels to pixels of the map that is `stride` times smaller, float32."
-        out = joints / (stride, stride, 1)
-        if self.affine.params["mirrored"]: out[..., 0] = (joints[..., 0] + 1) / stride - 1    # w - 1 - x, with the map's own w
+        shrink = (self.affine.size - 1) / (self.affine.size / stride - 1) if self.affine.udp else stride
+        out = joints / (shrink, shrink, 1)
+        if self.affine.params["mirrored"] and not self.affine.udp: out[..., 0] = (joints[..., 0] + 1) / stride - 1    # w - 1 - x, with the map's own w
         return out.astype(np.float32)
 
 # %% ../nbs/00_data.ipynb #d76fc907
@@ -230,13 +236,15 @@ def draw_heatmaps(
     joints, # float [B, P, K, 3]: x, y in pixels of the map, visibility (0: not drawn); any number of people
     size, # (h, w) of the map, or its side
     sigma=2.0, # of the Gaussian, in pixels of the map
+    udp=False, # middle of the Gaussian at the joint itself, not at a whole pixel (UDP, arXiv 1911.07524)
 ): # float32 [B, K, h, w], 0..1, on the joints' device
     "One map per kind of joint with a Gaussian at each person's joint, the larger value where two meet."
-    x, y, shown, h, w = _map_pixels(joints, size)
+    x, y, shown, h, w = _map_pixels(joints.round() if udp else joints, size)
     patch = gaussian_patch(float(sigma)).to(joints.device)
     steps, middle = torch.arange(len(patch), device=joints.device), 3 * sigma + 1
     rows = torch.round(y - middle).long()[..., None] + steps                     # [B, P, K, n]
     cols = torch.round(x - middle).long()[..., None] + steps
+    if udp: patch = torch.exp(-((rows - joints[..., 1:2]).square()[..., :, None] + (cols - joints[..., :1]).square()[..., None, :]) / (2 * sigma**2))
     inside = ((rows >= 0) & (rows < h) & shown[..., None])[..., :, None] & ((cols >= 0) & (cols < w))[..., None, :]
     b, k = joints.shape[0], joints.shape[2]
     plane = torch.arange(b * k, device=joints.device).view(b, 1, k, 1, 1)

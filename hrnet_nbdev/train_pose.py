@@ -7,7 +7,7 @@ __all__ = ['BACKBONE', 'POSE_PRESETS', 'pose_settings', 'batch_loss', 'evaluate_
            'hrnet_train_pose']
 
 # %% ../nbs/05a_train_pose.ipynb #12c45d68
-import math
+import json, math
 from functools import partial
 from pathlib import Path
 import cv2
@@ -34,6 +34,7 @@ def batch_loss(
     step=0, # of the training
     steps=1, # of the whole training
     sigma=2.0, # of the heatmaps, in pixels of their maps
+    udp=False, # unbiased coordinates: targets at the joints themselves, tags at the nearest pixel
     peak_weight=0.0, # extra weight of pixels near a joint at the first step, falling in a line to 0 at the last; 0: the reference's loss
     **weights, # heatmap_weight, push_weight, pull_weight of `total_loss`
 ): # scalar loss, dict of detached terms to log
@@ -41,8 +42,8 @@ def batch_loss(
     outputs = model(normalize(batch["image"]))
     outputs, widths = outputs[:2], outputs[2:]                             # a scale-aware model predicts the widths of the bumps too
     sizes = [tuple(o.shape[-2:]) for o in outputs]
-    heatmaps = [draw_heatmaps(j, s, sigma) for j, s in zip(batch["joints"], sizes)]
-    indices = [tag_indices(batch["joints"][0], sizes[0]), None]
+    heatmaps = [draw_heatmaps(j, s, sigma, udp) for j, s in zip(batch["joints"], sizes)]
+    indices = [tag_indices(batch["joints"][0].round() if udp else batch["joints"][0], sizes[0]), None]
     peak_weight = peak_weight * (1 - step / steps)
     terms = pose_loss(outputs, heatmaps, batch["masks"], indices, peak_weight=peak_weight)
     for term, output, target, mask, width in zip(terms, outputs, heatmaps, batch["masks"], widths):
@@ -117,6 +118,7 @@ def train_pose(
     heatmap_weight:float=None, # of the heatmap terms
     push_weight:float=None, # of the push term
     pull_weight:float=None, # of the pull term
+    udp:bool=False, # unbiased coordinates (UDP, arXiv 1911.07524)
     scale_aware:bool=False, # let the network choose the widths of its targets (SWAHR, arXiv 2012.15175)
     det_thr:float=None, # detection threshold of the evaluations
     eval_every:float=None, # epochs between evaluations; a thirtieth of all by default
@@ -128,9 +130,10 @@ def train_pose(
     "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures, best.safetensors and all about the run in the folder `out`."
     s = pose_settings(preset, width=width, size=size, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, cosine=cosine or None, peak_weight=peak_weight,
                       heatmap_weight=heatmap_weight, push_weight=push_weight, pull_weight=pull_weight, det_thr=det_thr, augment=augment, ema=kwargs.pop("ema", None))
-    val = CocoPoses(root, val_split, only_annotated=False)
-    train = CocoPoses(root, train_split)
-    train.transform = TrainTransform(s["size"], train.schema, **s.get("augment", {}))
+    # the first to come keeps a copy of large annotation files, quicker to read
+    with PartialState(cpu=kwargs.get("cpu", False)).main_process_first():
+        val, train = CocoPoses(root, val_split, only_annotated=False), CocoPoses(root, train_split)
+    train.transform = TrainTransform(s["size"], train.schema, udp=udp, **s.get("augment", {}))
     torch.manual_seed(kwargs.get("seed", 0))
     model = (ScaleAwareHigherHRNet if scale_aware else HigherHRNet)(num_joints=train.schema.num_joints, **{k: s[k] for k in BACKBONE if k in s})
     plain = without_scales if scale_aware else lambda model: model            # shares the weights
@@ -143,17 +146,17 @@ def train_pose(
     steps = s.get("steps") or s["epochs"] * per_epoch
     every = max(1, round(eval_every * per_epoch)) if eval_every else max(1, math.ceil(steps / 30 / per_epoch) * per_epoch)
     schedule = partial(lr_at, steps=steps, lr=lr, cosine=s.get("cosine", False), warmup=min(50, steps // 10) if s.get("cosine") else 0, milestones=s.get("milestones", ()))
-    loss = partial(batch_loss, steps=steps, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
-    shown = [i for i in range(len(val)) if len(val.people(i))][:4]
+    loss = partial(batch_loss, steps=steps, udp=udp, **{k: s[k] for k in ("peak_weight", "heatmap_weight", "push_weight", "pull_weight") if k in s})
+    shown = [i for i in range(len(val)) if len(val.joints(i))][:4]
 
     def evaluate(model, step):
-        options = dict(input_size=s["size"], flip=flip_test, det_thr=s.get("det_thr", 0.1))
+        options = dict(input_size=s["size"], flip=flip_test, det_thr=s.get("det_thr", 0.1), udp=udp)
         scores = evaluate_pose(model, val, eval_limit, **options)
         return scores | ({"picture": prediction_picture(model, val, shown, **options)} if PartialState().is_main_process else {})
 
     return fit(model, loss, train, torch.optim.Adam(model.parameters(), lr, betas=(0.9, s.get("beta2", 0.999))), out, steps, s["batch_size"], schedule, evaluate, every, "AP",
-               extra=dict(input_size=s["size"]), keep=plain, collate=collate_poses, macs=count_macs(model, (1, 3, s["size"], s["size"])), ema=s.get("ema"),
-               settings=dict(s, **kwargs, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), scale_aware=scale_aware, peak_lr=lr, steps=steps), **kwargs)
+               extra=dict(input_size=s["size"], category=json.dumps(train.schema.category), **(dict(udp=True) if udp else {})), keep=plain, collate=collate_poses, macs=count_macs(model, (1, 3, s["size"], s["size"])), ema=s.get("ema"),
+               settings=dict(s, **kwargs, command="hrnet_train_pose", root=str(root), preset=preset, weights=str(weights or ""), udp=udp, scale_aware=scale_aware, peak_lr=lr, steps=steps), **kwargs)
 
 # %% ../nbs/05a_train_pose.ipynb #ded5fa31
 @call_parse
