@@ -129,6 +129,7 @@ class PosePredictor:
         schema=None, # key points of the model; None: as the checkpoint says, else COCO's
         exif=True, # turn files and PIL images as their EXIF orientation says? COCO's annotations want False
         decoder="exact", # exact: as in the evaluation; fast: people are looked for on maps of half the size
+        udp=None, # was the model trained with unbiased coordinates? None: as the checkpoint says, else no
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         file = shipped_weights() if isinstance(weights, str) and weights == "tiny" else weights
@@ -137,13 +138,14 @@ class PosePredictor:
         said = {} if is_model else _stored(file)
         self.size = size or int(said.get("input_size", 512))
         self.schema = schema or _stored_schema(said, getattr(self.model, "config", {}).get("num_joints", COCO_SCHEMA.num_joints))
+        self.udp = said.get("udp") == "True" if udp is None else udp
         self.flip, self.display, self.exif, self.decoder = flip, display, exif, decoder
         self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display, joint_order=self.schema.order)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)
 
     def maps(self, source): # heatmaps [K, h, w], tags [K, h, w, L], `Resize`
         "The network's aggregated maps of one picture, as large as the resized picture (half as large for the fast decoder)."
-        return predict_maps(self.model, as_picture(source, self.exif), self.size, self.flip, schema=self.schema, decoder=self.decoder)
+        return predict_maps(self.model, as_picture(source, self.exif), self.size, self.flip, schema=self.schema, decoder=self.decoder, udp=self.udp)
 
     def from_maps(self, heatmaps, tags, resize): # `Poses`
         "People out of the maps of one picture."
