@@ -8,7 +8,8 @@ from hrnet_nbdev.hrnet import ClassificationHRNet
 from hrnet_nbdev.synthetic import write_coco, write_imagenet
 from hrnet_nbdev.weights import save_weights
 
-MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_pretrain="imagenet", hrnet_train_pose="train_pose",
+MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_prepare_imagenet="prepare_imagenet", hrnet_prepare_coco="prepare_coco",
+               hrnet_pretrain="imagenet", hrnet_eval_imagenet="eval_imagenet", hrnet_classify="classify", hrnet_train_pose="train_pose",
                hrnet_eval_coco="report", hrnet_pose="inference", hrnet_weights="weights")
 
 def run(command, *args):
