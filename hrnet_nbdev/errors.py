@@ -160,7 +160,9 @@ def mend(
     "Results without the errors of some kinds."
     numbers = [JOINT_KINDS.index(k) for k in kinds if k in JOINT_KINDS]
     # only results that the evaluator has seen: where a false positive is removed, the picture's 21st result must not step in
-    seen = [p.result for p in diagnosis.pairs] + diagnosis.duplicates + diagnosis.false_positives + diagnosis.free
+    seen = [p.result for p in diagnosis.pairs] + diagnosis.free
+    if "duplicate" not in kinds: seen += diagnosis.duplicates
+    if "false positive" not in kinds: seen += diagnosis.false_positives
     out = {r: results[r] for r in sorted(seen)}
     for pair in diagnosis.pairs:
         wrong, old = np.isin(pair.kinds, numbers), results[pair.result]
@@ -169,8 +171,6 @@ def mend(
         pose = _joints(old)
         pose[wrong, :2] = _joints(gt.anns[pair.person])[wrong, :2]
         out[pair.result] = poses_to_coco(pose[None], [old["score"]], old["image_id"], old["category_id"])[0]
-    for kind, superfluous in (("duplicate", diagnosis.duplicates), ("false positive", diagnosis.false_positives)):
-        if kind in kinds: out = {r: v for r, v in out.items() if r not in set(superfluous)}
     score = np.median([results[p.result]["score"] for p in diagnosis.pairs] or [1.0])
     added = [gt.anns[a] for a in diagnosis.missed] if "missed person" in kinds else []
     return [*out.values(), *(poses_to_coco(_joints(a)[None], [score], a["image_id"], a["category_id"])[0] for a in added)]
@@ -229,7 +229,7 @@ def close_up(
 ): # uint8 RGB [side, side, 3]; function that takes points [..., >=2] of the image there
     "A square out of a picture, enlarged or shrunk; beyond the picture's edge it is grey."
     low, high = points.min(0), points.max(0)
-    width = 1.5 * (high - low).max() + 16
+    width = 1.35 * (high - low).max() + 16
     corner, scale = (low + high - width) / 2, side / width
     matrix = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
     view = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
