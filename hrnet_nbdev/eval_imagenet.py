@@ -100,7 +100,7 @@ def draw_pairs(
     "A row for each pair: pictures of one class that were taken for the other and, at the right, one that really is the other."
     figure, first = Figure((1.6 * (examples + 1), 2 * len(pairs)), layout="constrained"), guesses.classes[:, 0]
     for part, (truth, guess, times) in zip(figure.subfigures(len(pairs), 1, squeeze=False)[:, 0], pairs):
-        part.suptitle(f"{names[truth][:40]} taken for {names[guess][:40]}, {times} times", fontsize=9)
+        part.suptitle(f"{names[truth][:40]} taken for {names[guess][:40]}, {times} time{'s' * (times > 1)}", fontsize=9)
         wrong = np.flatnonzero((guesses.labels == truth) & (first == guess))
         wrong = wrong[np.argsort(-guesses.probabilities[wrong, 0], kind="stable")][:examples]         # the surest mistakes
         right = np.flatnonzero((guesses.labels == guess) & (first == guess))[:1]
@@ -171,7 +171,7 @@ def hrnet_eval_imagenet(
     workers:int=4, # loader processes of each process
     limit:int=0, # only so many pictures, evenly spread; 0: all
     max_bad:int=0, # leave out up to so many unreadable pictures; by default the first one stops
-    out:str="", # folder for result.json, classes.csv and pictures; default: runs/eval_imagenet/NAME
+    out:str="", # folder for result.json, classes.csv and pictures; default: runs/eval_imagenet/, named like the checkpoint or its run
     cpu:bool=False, # do not use a GPU
 ):
     "Top-1 and top-5 of a classifier over all pictures of a split, class by class, with what it confuses."
@@ -185,7 +185,8 @@ def hrnet_eval_imagenet(
     table, pairs = class_table(guesses, data.wnids, data.names), confused_pairs(matrix, 8)
     record = evaluation_record(guesses, info, root=str(root), split=split, size=size, crop=crop, precision=precision, batch_size=batch_size, workers=workers, limit=limit)
     print_evaluation(record, table, pairs, data.names)
-    out = Path(out or Path("runs/eval_imagenet")/Path(info["file"]).stem)
+    file = Path(info["file"])
+    out = Path(out or Path("runs/eval_imagenet")/(file.parent.name if file.stem in ("best", "model") else file.stem))
     write_json(out/"result.json", record, indent=1)
     write_table(out/"classes.csv", table)
     write_image(out/"confusion.jpg", draw_confusion(matrix, data.names))

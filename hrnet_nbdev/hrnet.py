@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
     def forward(self, x):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + x)
+        return self.relu(y.add_(x))  # in place: the batch norm's output is needed by nobody else
 
 # %% ../nbs/01_hrnet_blocks.ipynb #d69a44cd
 class Bottleneck(nn.Module):
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + self.downsample(x))
+        return self.relu(y.add_(self.downsample(x)))
 
 # %% ../nbs/01_hrnet_blocks.ipynb #f86d9421
 def fuse_layer(
@@ -99,7 +99,11 @@ class HighResolutionModule(nn.Module):
 
     def forward(self, maps):
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
-        return [self.relu(reduce(torch.add, (layer(x) for layer, x in zip(row, maps)))) for row in self.fuse_layers]
+        return [self.fuse(layer(x) for layer, x in zip(row, maps)) for row in self.fuse_layers]
+
+    def fuse(self, terms):
+        "ReLU of the sum of at least two maps of one shape, which are an iterator: only two of them exist at a time"
+        return self.relu(reduce(torch.Tensor.add_, terms, next(terms) + next(terms)))
 
 # %% ../nbs/01_hrnet_blocks.ipynb #0db8a976
 def grow(
