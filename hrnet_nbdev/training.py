@@ -245,15 +245,15 @@ def rehearse(
     macs=0, # multiply-accumulate operations of one picture's forward pass
 ): # dict of the measured numbers
     "Time a few steps and print what the whole schedule would take."
-    marks = []
+    marks, cuda = [], accelerator.device.type == "cuda"
+    if cuda: torch.cuda.reset_peak_memory_stats()
     for n, batch in enumerate(loader):
         one_step(batch, n // accumulate)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        if cuda: torch.cuda.synchronize()
         marks.append(time.perf_counter())
     gaps = sorted(b - a for a, b in zip(marks, marks[1:]))
     if not gaps: raise UserError("a dry run needs two steps at least: give more --steps or --epochs")
     rate = images / accumulate / gaps[len(gaps) // 2]
-    cuda = accelerator.device.type == "cuda"
     memory = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
     found = dict(parameters=sum(p.numel() for p in model.parameters()), macs=macs, images_per_second=rate, memory=memory, hours=steps * images / rate / 3600)
     hours = f"{found['hours']:.1f} hours" if found["hours"] > 1 else f"{60 * found['hours']:.0f} minutes"
@@ -261,7 +261,7 @@ def rehearse(
 arithmetic   {macs / 1e9:.2f} G multiply-adds a picture, forward; {6e-12 * macs * rate:.3f} TFLOP/s reached
 device       {accelerator.num_processes} x {torch.cuda.get_device_name() if cuda else 'CPU'}, precision {accelerator.mixed_precision}
 memory       {memory / 1e9:.1f} GB {'of each GPU' if cuda else 'in the main process'}
-speed        {rate:.1f} images/s (median of {len(gaps)} steps, loading included)
+speed        {rate:.3g} images/s (median of {len(gaps)} steps, loading included)
 schedule     {steps} steps of {images} images: {hours}, evaluations not counted""")
     return found
 
