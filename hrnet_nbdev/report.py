@@ -26,6 +26,7 @@ from .files import UserError, atomic_path, file_hash, read_image, read_json, use
 from .higherhrnet import load_pose_model
 from .page import figure_svg, html_page, html_table, image_tag
 from .runs import git_revision
+from .weights import read_metadata
 
 # %% ../nbs/05c_report.ipynb #21646598
 def picture_oks(
@@ -317,7 +318,7 @@ def hrnet_eval_coco(
     weights: str = "", # name or file of the pose model; not needed with --results
     root: str = "data/COCO", # COCO folder: annotations/ and images/
     split: str = "val2017", # which pictures
-    input_size: int = 512, # short side of the network's input in pixels
+    input_size: int = None, # short side of the network's input in pixels; default: as the checkpoint says, else 512
     flip: bool = True, # also run the mirrored picture
     scales: str = "1", # scale factors with commas; the papers' multi-scale test is 0.5,1,2
     refine: bool = True, # fill joints that the grouping did not find
@@ -325,6 +326,7 @@ def hrnet_eval_coco(
     decoder: str = "exact", # exact (the papers'), or fast: half the resolution
     batch_size: int = 1, # pictures of equal size that run together
     precision: str = "no", # of the network: no (float32), bf16 or fp16
+    udp: bool = False, # the model was trained with unbiased coordinates (checkpoints of hrnet_train_pose say so themselves)
     limit: int = 0, # run and score only the first so many pictures; 0: all
     people_only: bool = False, # score only pictures with annotated people (not the official protocol)
     results: str = "", # score this results file instead of running a model
@@ -345,10 +347,12 @@ def hrnet_eval_coco(
         check_results(data.coco, found, file)
         source = dict(results=file.name, sha256=file_hash(file))
     else:
-        settings = dict(input_size=input_size, flip=flip, scales=list(_parse_scales(scales)), refine=refine, adjust=adjust, decoder=decoder,
-                        batch_size=batch_size, precision=precision)
+        said = read_metadata(file) if file.suffix == ".safetensors" else {}
+        settings = dict(input_size=int(said.get("input_size", 512)) if input_size is None else input_size, flip=flip,
+                        scales=list(_parse_scales(scales)), refine=refine, adjust=adjust, decoder=decoder, batch_size=batch_size,
+                        precision=precision, udp=udp or said.get("udp") == "True")
         found, source, speed, config = run_model(file, data, limit, device, **settings)
-        extra = dict(speed=speed, published=published_scores(config, input_size, flip, settings["scales"]))
+        extra = dict(speed=speed, published={} if settings["udp"] else published_scores(config, settings["input_size"], flip, settings["scales"]))
         if not PartialState().is_main_process: return
         write_json(out/"results.json", found)
         print(f"{speed['images_per_second']:.2f} images/s; results in {out/'results.json'}")
@@ -357,6 +361,6 @@ def hrnet_eval_coco(
         return print(f"{data.split} comes without truth, so there are no scores: hand {submission_zip(found, data.split, out)} to the evaluation server")
     facts = card_facts(data, found, source, settings, limit, people_only, library) | extra
     print(score_table(facts["scores"], f"{file.name} on {data.split}, {facts['protocol']['name']}"), flush=True)
-    if card: print("error analysis and pictures (minutes for 5,000 pictures, half as many with --library faster-coco-eval)", flush=True)
+    if card: print("error analysis and pictures: takes a while for thousands of pictures, less with --library faster-coco-eval", flush=True)
     write_card(facts, data, found, out, name, card)
     print(f"written: {out/('card.html' if card else 'card.json')}")

@@ -46,13 +46,20 @@ def test_command_as_a_user_runs_it(root, finder, tmp_path):
     out = tmp_path/"runs/eval/finder"
     assert sorted(p.name for p in out.iterdir()) == ["card.html", "card.json", "results.json"]     # and nothing half-written
     card = read_json(out/"card.json")
-    assert card["settings"] == dict(input_size=64, flip=False, scales=[0.5, 1], refine=False, adjust=True, decoder="fast", batch_size=2, precision="no")
+    assert card["settings"] == dict(input_size=64, flip=False, scales=[0.5, 1], refine=False, adjust=True, decoder="fast", batch_size=2, precision="no", udp=False)
     assert card["source"]["sha256"] == file_hash(finder) and card["published"] == {}
     assert card["images"] == dict(count=4, sha256=report.ids_hash([10, 11, 12, 13]), ids=[10, 11, 12, 13])
     assert set(card["speed"]["seconds"]) == {"read", "network", "grouping"} and card["speed"]["images"] == 4
     assert "ms an image: read" in check_page(out/"card.html")
     again = command(root, tmp_path/"again", results=str(out/"results.json"), split="val")
     for part in ("scores", "people_only_scores", "errors", "by_size", "by_crowd", "picture_oks", "images"): assert again[part] == card[part]
+
+def test_the_checkpoint_says_how_it_was_trained(root, finder, tmp_path):
+    card = command(root, tmp_path/"plain", weights=str(finder), card=False)
+    assert card["settings"]["input_size"] == 64 and not card["settings"]["udp"]
+    save_weights(tiny_model(), tmp_path/"unbiased.safetensors", input_size=64, udp=True)
+    assert command(root, tmp_path/"udp", weights=str(tmp_path/"unbiased.safetensors"), card=False)["settings"]["udp"]
+    assert (tmp_path/"udp/results.json").read_bytes() != (tmp_path/"plain/results.json").read_bytes()
 
 def test_truth_as_results_is_perfect(root, data, tmp_path, capsys):
     write_json(tmp_path/"perfect.json", perfect(data.coco))
@@ -178,7 +185,7 @@ def test_bad_input_is_explained(root, data, checkpoint, tmp_path, capsys):
     assert "train" in fails(capsys, **base, split="train", results="r.json")
     assert "nothing.pth" in fails(capsys, **base, weights=str(tmp_path/"nothing.pth"))
     for option, value in dict(scales="1,two", limit=-1, device="tpu").items(): assert f"--{option} {value}" in fails(capsys, **run | {option: value})
-    for option, value in dict(decoder="slow", precision="int8", batch_size=0, input_size=0).items():
+    for option, value in dict(decoder="slow", precision="int8", batch_size=0, input_size=-5).items():
         assert str(value) in fails(capsys, **run | {option: value})
     write_json(tmp_path/"r.json", perfect(data.coco))
     assert "library" in fails(capsys, **base, results=str(tmp_path/"r.json"), library="numpy")
