@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from test_cli import MODULES, refuse, run
+from test_cli import refuse, run
 from hrnet_nbdev import classify, eval_imagenet
 from hrnet_nbdev.classify import Guesses, Pictures, crop_transform, draw_guesses, load_classifier, names_for, predict_classes, spread
 from hrnet_nbdev.eval_imagenet import class_table, confused_pairs, confusion, draw_confusion, published
@@ -15,7 +15,6 @@ from hrnet_nbdev.imagenet import ImageNet, evaluate_classifier
 from hrnet_nbdev.synthetic import write_imagenet
 from hrnet_nbdev.weights import save_weights
 
-MODULES.update(hrnet_classify="classify", hrnet_eval_imagenet="eval_imagenet")
 TINY = dict(width=8, modules=(1, 1, 1), blocks=1, stem=16, head=4)
 
 def tiny(classes=10, seed=0):
@@ -216,11 +215,6 @@ def test_classify_command_refuses(place, pictures, tmp_path):
     no("neither a file nor a known name", pictures, "--weights", "gone")
     (tmp_path / "imagenet").mkdir(); (tmp_path / "imagenet/wordnet_labels.yaml").write_text("a: b: c")
     no("wordnet_labels.yaml is not a list", pictures, "--root", tmp_path / "imagenet")
-
-@pytest.mark.parametrize("command", ["hrnet_classify", "hrnet_eval_imagenet"])
-def test_help(command):
-    status, _, out = run(command, "--help")
-    assert status == 0 and "usage:" in out and "checkpoint" in out
 
 def test_names():
     stranger = lambda n, **m: dict(config=dict(num_classes=n), metadata=m)
