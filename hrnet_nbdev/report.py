@@ -351,6 +351,7 @@ def hrnet_eval_coco(
         settings = dict(input_size=int(said.get("input_size", 512)) if input_size is None else input_size, flip=flip,
                         scales=list(_parse_scales(scales)), refine=refine, adjust=adjust, decoder=decoder, batch_size=batch_size,
                         precision=precision, udp=udp or said.get("udp") == "True")
+        out.mkdir(parents=True, exist_ok=True)      # if that is not allowed, better to know before the work
         found, source, speed, config = run_model(file, data, limit, device, **settings)
         extra = dict(speed=speed, published={} if settings["udp"] else published_scores(config, settings["input_size"], flip, settings["scales"]))
         if not PartialState().is_main_process: return

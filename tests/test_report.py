@@ -193,7 +193,8 @@ def test_bad_input_is_explained(root, data, checkpoint, tmp_path, capsys):
     assert "r.json has 1 image_ids that the annotations do not know, 77" in fails(capsys, **base, results=str(tmp_path/"r.json"))
     (tmp_path/"cut.json").write_text('[{"image_id": 10,')
     assert "cut.json" in fails(capsys, **base, results=str(tmp_path/"cut.json"))
-    assert not (tmp_path/"out").exists()                         # no half of a card is left
+    assert list((tmp_path/"out").iterdir()) == []                # no half of a card is left
+    assert "out" in fails(capsys, **run | dict(out=str(tmp_path/"r.json"/"out")))
 
 def test_damaged_and_missing_pictures_are_named(root, data, checkpoint, tmp_path, capsys):
     run = dict(root=str(root), weights=str(checkpoint), input_size=64, out=str(tmp_path/"out"))
