@@ -143,8 +143,7 @@ def ids_hash(
 def card_facts(
     data, # `CocoPoses` with truth
     results, # list of COCO key-point results
-    source, # dict of where they come from: checkpoint or results file, with its SHA-256
-    settings, # dict of the options that made them
+    made, # dict of `source` (checkpoint or results file, with its SHA-256) and `settings` (options that made them), as `run_model` gives it
     limit=None, # only the first so many pictures count
     people_only=False, # only pictures with annotated people count
     library="pycocotools", # or faster-coco-eval
@@ -156,11 +155,11 @@ def card_facts(
     packages = ["torch", "numpy", "opencv-python-headless", library] + ["pycocotools"] * (library != "pycocotools")
     name = ("only pictures with annotated people" if people_only else "all pictures") + f", first {limit}" * bool(limit)
     return dict(protocol=dict(name=name, split=data.split, annotations=data.file.name, people_only=people_only, limit=limit, library=library),
-                source=source, settings=settings, scores=scores[people_only], people_only_scores=scores[True],
+                **made, scores=scores[people_only], people_only_scores=scores[True],
                 images=dict(count=len(ids), sha256=ids_hash(ids), ids=list(ids)),
                 people=sum(a["num_keypoints"] > 0 and not a["iscrowd"] for i in ids for a in gt.imgToAnns.get(i, ())), results=len(results),
                 versions={"hrnet_nbdev": version("hrnet_nbdev"), "python": sys.version.split()[0]} | {p: version(p) for p in packages},
-                git=git_revision(), made=time.strftime("%Y-%m-%d %H:%M"))
+                git=git_revision(), date=time.strftime("%Y-%m-%d %H:%M"))
 
 def card_analysis(
     data, # `CocoPoses` with truth
@@ -206,7 +205,7 @@ def _facts_html(card):
         stages = ", ".join(f"{k} {1000 * v / speed['images']:.1f}" for k, v in speed["seconds"].items())
         rows.append(("time", f"{speed['images_per_second']:.2f} images/s on {speed['device']}; ms an image: {stages}"
                      + f" (first of {speed['processes']} processes)" * (speed["processes"] > 1)))
-    return html_table([*rows, ("versions", named(card["versions"])), ("code", card["git"] or "unknown revision"), ("made", card["made"])], kind="facts")
+    return html_table([*rows, ("versions", named(card["versions"])), ("code", card["git"] or "unknown revision"), ("made", card["date"])], kind="facts")
 
 # %% ../nbs/05c_report.ipynb #adc237f8
 def _errors_html(card, data, results, diagnosis, read):
@@ -279,20 +278,25 @@ def run_model(
     data, # `CocoPoses`
     limit=None, # only the first so many pictures
     device="", # cuda or cpu; the GPU when there is one
-    **options, # of `predict_dataset`
-): # results; dict of the checkpoint's name, SHA-256, model; dict of seconds by stage and images per second; the model's configuration
+    input_size=None, # short side of the network's input in pixels; None: as the checkpoint says, else 512
+    udp=False, # trained with unbiased coordinates? checkpoints of ours say so themselves
+    **options, # flip, scales and others of `predict_dataset`
+): # results; dict of source, settings, speed and published scores, for the card
     "Results of a checkpoint on a split, shared among processes. Raises `UserError` for a checkpoint of another kind or for other joints."
     file = find_weights(weights)
     model, device, state, seconds = load_pose_model(file), _device(device), PartialState(), {}
     check_joints(model, data)
+    said = read_metadata(file) if file.suffix == ".safetensors" else {}
+    settings = dict(options, input_size=int(said.get("input_size", 512)) if input_size is None else input_size, udp=udp or said.get("udp") == "True")
     began = time.perf_counter()
-    results = predict_split(model.to(device), data, limit, timings=seconds, **options)
+    results = predict_split(model.to(device), data, limit, timings=seconds, **settings)
     wall, ids = time.perf_counter() - began, data.ids[:limit]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     speed = dict(images=len(ids[::state.num_processes]), seconds=seconds, images_per_second=len(ids) / wall, processes=state.num_processes, device=name)
     parameters = sum(p.numel() for p in model.parameters())
     source = dict(checkpoint=file.name, sha256=file_hash(file), model=f"HigherHRNet-W{model.config['width']}, {parameters / 1e6:.2f} M parameters")
-    return results, source, speed, model.config
+    published = {} if settings["udp"] else published_scores(model.config, settings["input_size"], settings["flip"], settings["scales"])
+    return results, dict(source=source, settings=settings, speed=speed, published=published)
 
 # %% ../nbs/05c_report.ipynb #6775cf79
 def write_card(
@@ -340,27 +344,25 @@ def hrnet_eval_coco(
     if limit < 0: raise UserError(f"--limit {limit} will not do: give how many pictures to run, or 0 for all")
     file = Path(results) if results else find_weights(weights)
     name = file.resolve().parent.name if file.stem in ("best", "model") else file.stem
-    data, out, extra = CocoPoses(root, split, only_annotated=False), Path(out or f"runs/eval/{name}"), {}
+    data, out = CocoPoses(root, split, only_annotated=False), Path(out or f"runs/eval/{name}")
     limit = limit if 0 < limit < len(data) else None
     if results:
-        found, settings = read_json(file, "COCO key point results"), {}
+        found = read_json(file, "COCO key point results")
         check_results(data.coco, found, file)
-        source = dict(results=file.name, sha256=file_hash(file))
+        made = dict(source=dict(results=file.name, sha256=file_hash(file)), settings={})
     else:
-        said = read_metadata(file) if file.suffix == ".safetensors" else {}
-        settings = dict(input_size=int(said.get("input_size", 512)) if input_size is None else input_size, flip=flip,
-                        scales=list(_parse_scales(scales)), refine=refine, adjust=adjust, decoder=decoder, batch_size=batch_size,
-                        precision=precision, udp=udp or said.get("udp") == "True")
+        scales = list(_parse_scales(scales))
         out.mkdir(parents=True, exist_ok=True)      # if that is not allowed, better to know before the work
-        found, source, speed, config = run_model(file, data, limit, device, **settings)
-        extra = dict(speed=speed, published={} if settings["udp"] else published_scores(config, settings["input_size"], flip, settings["scales"]))
-        if not PartialState().is_main_process: return
+        found, made = run_model(file, data, limit, device, input_size, udp, flip=flip, scales=scales, refine=refine, adjust=adjust, decoder=decoder,
+                                batch_size=batch_size, precision=precision)
+    if not PartialState().is_main_process: return
+    if weights:
         write_json(out/"results.json", found)
-        print(f"{speed['images_per_second']:.2f} images/s; results in {out/'results.json'}")
+        print(f"{made['speed']['images_per_second']:.2f} images/s; results in {out/'results.json'}")
     if not found: print("nobody was found in any picture: the list of results is empty")
     if not data.has_truth:
         return print(f"{data.split} comes without truth, so there are no scores: hand {submission_zip(found, data.split, out)} to the evaluation server")
-    facts = card_facts(data, found, source, settings, limit, people_only, library) | extra
+    facts = card_facts(data, found, made, limit, people_only, library)
     print(score_table(facts["scores"], f"{file.name} on {data.split}, {facts['protocol']['name']}"), flush=True)
     if card: print("error analysis and pictures: takes a while for thousands of pictures, less with --library faster-coco-eval", flush=True)
     write_card(facts, data, found, out, name, card)

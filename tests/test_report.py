@@ -105,6 +105,8 @@ def test_nobody_annotated(tmp_path):
     card = command(data.file.parents[1], tmp_path/"out", results=str(tmp_path/"r.json"))
     assert card["scores"]["AP"] == -1 and card["errors"]["counts"]["false positive"] == 1 and card["by_size"] == []
     check_page(tmp_path/"out/card.html")
+    assert command(data.file.parents[1], tmp_path/"only", results=str(tmp_path/"r.json"), people_only=True)["images"]["count"] == 0
+    check_page(tmp_path/"only/card.html")
 
 def test_other_joints(tmp_path):
     data = write_split(tmp_path/"coco", [person(10, 1, 5, 5, K=3, visible=3)], names=["tip", "left_end", "right_end"], sigmas=[.1, .1, .1])
@@ -135,7 +137,7 @@ def test_published_scores_of_the_same_model_only(changes, size, flip, scales, ap
     assert report.published_scores(config, size, flip, scales).get("AP") == ap
 
 def test_published_row_is_shown(root, data, tmp_path):
-    facts = report.card_facts(data, perfect(data.coco), dict(results="r.json", sha256="0"), {}) | dict(published=dict(AP=.671))
+    facts = report.card_facts(data, perfect(data.coco), dict(source=dict(results="r.json"), settings={}, published=dict(AP=.671)))
     assert "published, all pictures of val2017</td><td>67.1</td><td>-" in report._score_html(facts)
 
 def test_ids_hash():
