@@ -31,15 +31,16 @@ def main(
     common = dict(preset="tiny", workers=workers, cpu=True, progress=False, resume=True)
     pretrain(classes, runs/"pretrain", **common)
     out = Path("benchmarks/results/recipes.json")
-    found = read_json(out)["runs"] if out.exists() else {}
+    read = lambda: read_json(out)["runs"] if out.exists() else {}
     for seed in seeds.split(","):
         for name in variants.split(","):
             options = dict(weights=backbone) | VARIANTS[name]
             train_pose(coco, runs/f"{name}_{seed}", epochs=epochs, eval_every=epochs / 5, seed=int(seed), **options, **common)
             curve = [(r["step"], r["AP"], r["AP50"]) for r in read_metrics(runs/f"{name}_{seed}") if "AP" in r]
+            found = read()                                 # others may have written: variants can be trained side by side
             found.setdefault(name, {})[seed] = dict(AP=curve[-1][1], AP50=curve[-1][2], curve=[c[:2] for c in curve])
             print(f"{name:12} seed {seed}: AP {curve[-1][1]:.3f}, AP50 {curve[-1][2]:.3f}", flush=True)
             write_json(out, dict(epochs=epochs, machine=f"{platform.processor() or platform.machine()}, torch {torch.__version__}", runs=found), indent=1)
-    for name, by_seed in found.items():
+    for name, by_seed in read().items():
         ap = torch.tensor([r["AP"] for r in by_seed.values()])
         print(f"{name:12} AP {ap.mean():.3f}, from {ap.min():.3f} to {ap.max():.3f} over {len(ap)} seeds")

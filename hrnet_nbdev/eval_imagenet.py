@@ -91,7 +91,7 @@ def draw_confusion(
 
 # %% ../nbs/02c_eval_imagenet.ipynb #d734215c
 def draw_pairs(
-    data, # `ImageNet` or `Pictures` with `crop_transform`: what the network saw is shown
+    data, # `ImageNet` or `Pictures` with `eval_transform`: what the network saw is shown
     guesses, # `Guesses` with labels
     names, # name of each class
     pairs, # of `confused_pairs`

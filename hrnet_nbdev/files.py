@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'UserError', 'BadImage', 'sentence', 'underscored', 'user_errors', 'atomic_path', 'write_json',
-           'read_json', 'file_hash', 'check_space', 'full_disk', 'is_image', 'read_image', 'write_image', 'list_images']
+           'read_json', 'file_hash', 'check_space', 'full_disk', 'is_image', 'read_image', 'write_image', 'list_images',
+           'find_pictures', 'number_pictures']
 
 # %% ../nbs/00c_files.ipynb #c45c63df
-import errno, functools, hashlib, json, os, re, shutil, sys
+import errno, functools, glob, hashlib, json, os, re, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
 import cv2
@@ -144,3 +145,35 @@ def list_images(folder):
     found = sorted(p for p in folder.iterdir() if p.is_file() and is_image(p))
     if not found: raise UserError(f"{folder} holds no pictures: give a folder with .jpg or .png files")
     return found
+
+# %% ../nbs/00c_files.ipynb #6d35a0a5
+def find_pictures(
+    sources, # files, folders, or patterns such as 'photos/*.jpg'
+): # pictures, other files that a folder held
+    "All pictures that the sources mean, in order. Raises `UserError` for a source that is not there."
+    pictures, others = [], []
+    for source in map(str, sources):
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.is_file())
+            others += [p for p in files if not is_image(p)]
+            found = [p for p in files if is_image(p)]
+        else: found = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(source)) if is_image(p)]
+        if not found: raise UserError(f"{source}: no picture there, give a picture, a folder of .jpg or .png files, or a pattern in quotes")
+        pictures += found
+    return list(dict.fromkeys(pictures)), others
+
+# %% ../nbs/00c_files.ipynb #4da6f5b7
+def number_pictures(
+    pictures, # paths
+): # dict path -> image id, dict path -> name for its results
+    "COCO names carry the image id (000000000139.jpg); all other sets are counted. Equal names get a number."
+    stems, names, taken = [p.stem for p in pictures], {}, set()
+    ids = [int(s) for s in stems] if all(s.isascii() and s.isdigit() for s in stems) else []
+    ids = ids if len(set(ids)) == len(pictures) else range(1, len(pictures) + 1)
+    for p in pictures:
+        n, name = 1, p.stem
+        while name in taken: n, name = n + 1, f"{p.stem}-{n + 1}"
+        taken.add(name)
+        names[p] = name
+    return dict(zip(pictures, ids)), names

@@ -139,7 +139,7 @@ def train_pose(
     plain = without_scales if scale_aware else lambda model: model            # shares the weights
     images, lr = global_batch(s["batch_size"], s["lr"], kwargs)
     if "tag_std" in s: torch.nn.init.normal_(model.final_layers[0].weight[train.schema.num_joints:], std=s["tag_std"])
-    if weights and not kwargs.get("resume"):
+    if weights and not (kwargs.get("resume") and (Path(out)/"last"/"state.pt").exists()):   # a resumed run has weights of its own
         report = plain(model).load(weights)
         PartialState().print(report)
     per_epoch = max(1, len(train) // images)

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_cli import refuse, run
 from hrnet_nbdev import classify, eval_imagenet
-from hrnet_nbdev.classify import Guesses, Pictures, crop_transform, draw_guesses, load_classifier, names_for, predict_classes, spread
+from hrnet_nbdev.classify import Guesses, Pictures, draw_guesses, load_classifier, names_for, predict_classes, spread
 from hrnet_nbdev.eval_imagenet import class_table, confused_pairs, confusion, draw_confusion, published
 from hrnet_nbdev.files import UserError
 from hrnet_nbdev.hrnet import ClassificationHRNet
@@ -48,7 +48,7 @@ def pictures(tmp_path_factory):
 
 def test_all_kinds_of_pictures_look_the_same(pictures):
     files = sorted(pictures.iterdir())
-    data = Pictures(files, crop_transform(32))
+    data = Pictures(files, eval_transform(32))
     want = data[files.index(pictures / "rgb.png")]["image"].float()
     for path, item in zip(files, data):
         assert item["image"].shape == (3, 32, 32) and item["image"].dtype == torch.uint8, path
@@ -59,8 +59,8 @@ def test_torn_files_are_named_not_guessed_at(pictures, tmp_path):
     whole = (pictures / "rgb.jpg").read_bytes()
     for name, content in (("torn.jpg", whole[:len(whole) // 2]), ("empty.png", b""), ("text.bmp", b"hello"), ("page.jpg", b"<html>")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name} cannot be read as a picture"): Pictures([tmp_path / name], crop_transform(32)).read(0)
-    with pytest.raises(UserError, match="gone.jpg is missing"): Pictures([tmp_path / "gone.jpg"], crop_transform(32)).read(0)
+        with pytest.raises(UserError, match=f"{name} cannot be read as a picture"): Pictures([tmp_path / name], eval_transform(32)).read(0)
+    with pytest.raises(UserError, match="gone.jpg is missing"): Pictures([tmp_path / "gone.jpg"], eval_transform(32)).read(0)
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 12))
@@ -72,12 +72,12 @@ def test_every_picture_once_in_order(n, batch_size, k):
     assert all(len(set(row)) == len(row) for row in found.classes.tolist())
 
 def test_agrees_with_the_evaluation_of_training(place):
-    model, data = tiny(), ImageNet(place / "imagenet", "val", crop_transform(32))
+    model, data = tiny(), ImageNet(place / "imagenet", "val", eval_transform(32))
     found = predict_classes(model, data, 32, batch_size=7)
     assert evaluate_classifier(model, data) == pytest.approx(dict(top1=found.accuracy(1), top5=found.accuracy(5)), abs=1e-6)
 
 def test_workers_and_half_precision_change_little(place):
-    data = ImageNet(place / "imagenet", "val", crop_transform(32))
+    data = ImageNet(place / "imagenet", "val", eval_transform(32))
     one, two, half = (predict_classes(tiny(), data, 32, batch_size=8, **o) for o in ({}, dict(workers=2), dict(precision="bf16")))
     assert np.array_equal(one.classes, two.classes) and np.array_equal(one.probabilities, two.probabilities)
     assert np.abs(one.probabilities - half.probabilities).max() < 0.05
@@ -86,7 +86,7 @@ def test_limit_of_unreadable_pictures(place, tmp_path):
     shutil.copytree(place / "imagenet", tmp_path / "imagenet")
     bad = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4:9:4]
     for path in bad: path.write_bytes(b"")
-    data = ImageNet(tmp_path / "imagenet", "val", crop_transform(32))
+    data = ImageNet(tmp_path / "imagenet", "val", eval_transform(32))
     for allowed in (0, 1):
         with pytest.raises(UserError, match=bad[allowed].name): predict_classes(tiny(), data, 32, batch_size=4, max_bad=allowed)
     found = predict_classes(tiny(), data, 32, batch_size=4, max_bad=2, workers=1)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from hrnet_nbdev.train_pose import train_pose
 from hrnet_nbdev.synthetic import write_coco, write_imagenet
 from hrnet_nbdev import training
 from hrnet_nbdev.files import UserError
@@ -171,6 +172,15 @@ def test_modern_extras_train_and_resume(sets, tmp_path):
     assert read_state(tmp_path / "torn")["step"] == 6
     pretrain(sets[1], tmp_path / "torn", resume=True, **modern)
     same_end(tmp_path / "whole", tmp_path / "torn")
+
+def test_weights_count_when_a_run_that_may_resume_starts(sets, tmp_path, capsys):
+    "A cluster's script always says --resume: at the first start the given backbone must be used all the same."
+    small = dict(preset="tiny", size=64, width=8, batch_size=4, eval_limit=1, **{k: v for k, v in SMALL.items() if k in ("workers", "cpu", "precision", "progress", "log_every")})
+    train_pose(sets[0], tmp_path / "first", steps=1, **small)
+    train_pose(sets[0], tmp_path / "next", steps=1, weights=tmp_path / "first/best.safetensors", resume=True, **small)
+    assert "HigherHRNet" in capsys.readouterr().out                          # the table of what was loaded
+    with pytest.raises(UserError, match="gone"): train_pose(sets[0], tmp_path / "other", steps=1, weights=tmp_path / "gone.safetensors", resume=True, **small)
+    train_pose(sets[0], tmp_path / "next", steps=1, weights=tmp_path / "gone.safetensors", resume=True, **small)      # goes on from its own state
 
 @contextlib.contextmanager
 def stop_request(after):
