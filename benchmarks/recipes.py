@@ -20,7 +20,7 @@ VARIANTS = {"base": {}, "scratch": dict(weights=None), "scale_aware": dict(scale
 def main(
     variants:str=",".join(VARIANTS), # which to train
     seeds:str="0,1,2", # of weights, order and augmentation
-    epochs:int=10, # of each pose training
+    epochs:int=6, # of each pose training
     runs:str="runs/recipes", # folder of the runs
     data:str="data/synthetic", # folder of the synthetic data sets
     workers:int=0, # loader processes
