@@ -24,13 +24,13 @@ def start(module, *args):
     return subprocess.Popen([sys.executable, "-m", f"hrnet_nbdev.{module}", *map(str, args)], env=TINY,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def finish(process):
-    out, _ = process.communicate(timeout=300)
+def finish(process, timeout=300):
+    out, _ = process.communicate(timeout=timeout)
     return process.returncode, out
 
 def wait_for_step(run, step, process):
     "Wait until the run has logged `step`."
-    for _ in range(1200):
+    for _ in range(6000):
         log = Path(run) / "metrics.jsonl"
         if log.exists() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines(True) if line.endswith("\n")): return
         assert process.poll() is None, process.stdout.read()
