@@ -66,6 +66,7 @@ class Seeded(Dataset):
         known = set(self.bad.read_text().splitlines()) if self.bad.exists() else set()
         if message in known: return
         if len(known) >= self.max_bad: raise UserError(f"more than {self.max_bad} pictures cannot be read: mend those listed in {self.bad}, or allow more with --max-bad")
+        self.bad.parent.mkdir(parents=True, exist_ok=True)     # a dry run has no folder yet
         with open(self.bad, "a") as f: f.write(message + "\n")
         print(f"skipped: {message}", file=sys.stderr, flush=True)
 
