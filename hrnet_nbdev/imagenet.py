@@ -191,4 +191,4 @@ def hrnet_pretrain(root:str, # ImageNet folder: train/ and val/, each with one f
     **kwargs):
     "Pretrain ClassificationHRNet on an ImageNet folder: top-1, top-5, best.safetensors and all about the run in the folder --out."
     result = pretrain(root, **kwargs)
-    if "top1" in result: print(f"top-1 {result['top1']:.1%}, top-5 {result['top5']:.1%}; best weights in {Path(kwargs['out'])/'best.safetensors'}")
+    if "top1" in result: PartialState().print(f"top-1 {result['top1']:.1%}, top-5 {result['top5']:.1%}; best weights in {Path(kwargs['out'])/'best.safetensors'}")

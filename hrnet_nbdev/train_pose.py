@@ -166,4 +166,4 @@ def hrnet_train_pose(root:str, # COCO folder: annotations/ and images/
     **kwargs):
     "Train HigherHRNet on a COCO key-point folder: AP, curves, pictures, best.safetensors and all about the run in the folder --out."
     scores = train_pose(root, **kwargs)
-    if "AP" in scores: print(f"AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}, AR {scores['AR']:.3f}; best weights in {Path(kwargs['out'])/'best.safetensors'}")
+    if "AP" in scores: PartialState().print(f"AP {scores['AP']:.3f}, AP50 {scores['AP50']:.3f}, AR {scores['AR']:.3f}; best weights in {Path(kwargs['out'])/'best.safetensors'}")
