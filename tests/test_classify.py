@@ -11,7 +11,7 @@ from hrnet_nbdev.classify import Guesses, Pictures, draw_guesses, load_classifie
 from hrnet_nbdev.eval_imagenet import class_table, confused_pairs, confusion, draw_confusion, published
 from hrnet_nbdev.files import UserError
 from hrnet_nbdev.hrnet import ClassificationHRNet
-from hrnet_nbdev.imagenet import ImageNet, evaluate_classifier
+from hrnet_nbdev.imagenet import ImageNet, eval_transform, evaluate_classifier
 from hrnet_nbdev.synthetic import write_imagenet
 from hrnet_nbdev.weights import save_weights
 

@@ -158,7 +158,7 @@ def test_a_full_disk_loses_nothing(sets, tmp_path, monkeypatch):
     same_end(tmp_path / "whole", tmp_path / "run")
 
 def test_dry_run_measures_and_writes_nothing(sets, tmp_path, capsys):
-    found = pretrain(sets[1], tmp_path / "run", dry_run=True, **SMALL)
+    found = pretrain(sets[1], tmp_path / "run", epochs=20, dry_run=True, **SMALL)
     out = capsys.readouterr().out
     assert not (tmp_path / "run").exists() and "images/s" in out and "140 steps of 8 images" in out
     assert found["images_per_second"] > 0 and found["parameters"] > 1e5 and found["hours"] == pytest.approx(140 * 8 / found["images_per_second"] / 3600)
