@@ -153,6 +153,7 @@ def check_unreadable(
     limit = f"; {len(bad)} unreadable pictures are more than --max-bad {max_bad}" if max_bad else "; or let some pass with --max-bad"
     raise UserError(bad[-1] + limit)
 
+# %% ../nbs/02b_classify.ipynb #d3e4501e
 def gather_guesses(
     rows, # list of arrays index [n], labels [n], classes [n, k], probabilities [n, k], one list a batch of this process
     bad, # messages about unreadable pictures
@@ -168,6 +169,7 @@ def gather_guesses(
     order = np.argsort(arrays[0])
     return Guesses(*(a[order] for a in arrays), unreadable=bad, seconds=max(part[2] for part in parts))
 
+# %% ../nbs/02b_classify.ipynb #ca1d5a38
 def predict_classes(
     model, # ClassificationHRNet in eval mode, on the device of this process
     data, # `ImageNet` or `Pictures` with `eval_transform`

@@ -302,6 +302,7 @@ def _evaluator(library):
     except ImportError: raise UserError("faster-coco-eval is not installed: run `pip install faster-coco-eval`, or use pycocotools") from None
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
+# %% ../nbs/05_coco_eval.ipynb #b1d90ed1
 def official_evaluator(
     gt, # pycocotools COCO with the true key points
     results, # list of official results, from `poses_to_coco`
@@ -327,6 +328,7 @@ def official_evaluator(
         ev.evaluate(); ev.accumulate(); ev.summarize()
     return ev
 
+# %% ../nbs/05_coco_eval.ipynb #0d650742
 def coco_scores(
     gt, # pycocotools COCO with the true key points
     results, # list of official results
@@ -427,6 +429,7 @@ def evaluate(
     if not data.has_truth: return {}, results
     return coco_scores(data.coco, results, data.schema.sigmas, data.ids[:limit], people_only), results
 
+# %% ../nbs/05_coco_eval.ipynb #40e30f8b
 def submission_zip(
     results, # list of official results
     split, # test-dev2017, ...
@@ -440,6 +443,7 @@ def submission_zip(
         file.writestr(f"{stem}.json", json.dumps(wanted))
     return Path(folder) / f"{stem}.zip"
 
+# %% ../nbs/05_coco_eval.ipynb #bbfda9d6
 def score_table(
     scores, # dict of ten numbers
     title="", # protocol, for the first line

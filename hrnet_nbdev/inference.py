@@ -114,6 +114,7 @@ def _stored_schema(said, num_joints):
     if "category" in said: return read_schema(json.loads(said["category"]))
     return COCO_SCHEMA if num_joints == COCO_SCHEMA.num_joints else read_schema(dict(keypoints=[f"joint {k}" for k in range(num_joints)]))
 
+# %% ../nbs/06_inference.ipynb #511fd382
 class PosePredictor:
     "Finds the people in pictures: `PosePredictor()('photo.jpg')`."
     def __init__(self,

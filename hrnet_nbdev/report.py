@@ -235,6 +235,7 @@ def _pictures_html(data, results, diagnosis, each, ids, read):
         figures.append(f"<figure>{image_tag(picture, alt)}<figcaption>picture {i}, mean OKS of its people {each[i]:.2f}</figcaption></figure>")
     return f'<div class="grid">{"".join(figures)}</div>'
 
+# %% ../nbs/05c_report.ipynb #c852336b
 def card_page(
     card, # dict of `card_facts` and `card_analysis`
     data, # `CocoPoses` with truth
