@@ -1,6 +1,6 @@
 """What an option buys: the tiny pose model trained on the synthetic set with and without it, over several seeds.
 
-    python benchmarks/recipes.py                       # all variants, three seeds each: hours on two cores
+    python benchmarks/recipes.py                       # all variants, three seeds each: an hour of two cores
     python benchmarks/recipes.py --variants base,udp --seeds 0
 
 Every run keeps its folder under --runs and is not repeated; the table and the curves go to benchmarks/results/recipes.json."""

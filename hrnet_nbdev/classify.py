@@ -20,12 +20,11 @@ from accelerate.utils import gather_object
 from fastcore.script import Param, call_parse
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 from tqdm import tqdm
 from .data import normalize, single_thread
-from .files import BadImage, UserError, file_hash, find_pictures, number_pictures, read_image, user_errors, write_image, write_json
-from .imagenet import ImageNet, eval_transform, read_labels
+from .files import BadImage, UserError, file_hash, find_pictures, number_pictures, user_errors, write_image, write_json
+from .imagenet import ImageNet, eval_transform, read_labels, read_tensor
 from .training import pick_precision
 from .weights import build, load_state, plan_loading
 
@@ -75,17 +74,7 @@ class Pictures(Dataset):
 
     def __len__(self): return len(self.paths)
 
-    def read(self, i):
-        "uint8 [3, H, W]. Raises `BadImage` when the file cannot be read as a picture."
-        path, image = Path(self.paths[i]), None
-        try: image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=self.exif)
-        except RuntimeError:
-            # OpenCV would fill what a torn JPEG has lost with grey, and not say so
-            if path.is_file() and path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-                raise BadImage(f"{path} cannot be read as a picture: it is damaged or of another kind, replace or remove it") from None
-        # kinds that torchvision leaves to others: BMP, TIFF, moving pictures, 16 bits a channel
-        if image is None or image.ndim != 3 or image.dtype != torch.uint8: return torch.from_numpy(read_image(path, self.exif)).permute(2, 0, 1)
-        return image
+    def read(self, i): return read_tensor(self.paths[i], self.exif)
 
     def __getitem__(self, i): return dict(image=self.transform(self.read(i)), label=self.labels[i])
 

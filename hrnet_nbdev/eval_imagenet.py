@@ -16,8 +16,9 @@ from accelerate import PartialState
 from fastcore.script import call_parse
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from . import __version__
 from .classify import check_classes, predict_classes, set_up, spread
-from .files import UserError, atomic_path, file_hash, user_errors, write_image, write_json
+from .files import UserError, atomic_path, file_hash, run_name, user_errors, write_image, write_json
 from .imagenet import ImageNet
 
 # %% ../nbs/02c_eval_imagenet.ipynb #fb11f5cc
@@ -116,10 +117,12 @@ PUBLISHED = {18: (0.768, 0.934), 32: (0.785, 0.942), 48: (0.793, 0.945)}   # wid
 
 def published(
     config, # arguments of a ClassificationHRNet
-): # dict of top1 and top5, shares; {} for models that nobody published
-    "The figures of the HRNet repository for its ImageNet classifier of this shape."
+    size=224, # side of the input
+    crop=0.875, # share of the short side that was looked at
+): # dict of top1 and top5, shares; {} for models and protocols that nobody published
+    "The figures of the HRNet repository for its ImageNet classifier of this shape, and its protocol."
     paper = dict(num_classes=1000, modules=[1, 4, 3], blocks=4, stem=64, head=32)
-    same = all(list(config[k]) == v if k == "modules" else config[k] == v for k, v in paper.items())
+    same = (size, crop) == (224, 0.875) and all(list(config[k]) == v if k == "modules" else config[k] == v for k, v in paper.items())
     return dict(zip(("top1", "top5"), PUBLISHED[config["width"]])) if same and config["width"] in PUBLISHED else {}
 
 # %% ../nbs/02c_eval_imagenet.ipynb #631398ba
@@ -132,11 +135,11 @@ def evaluation_record(
     state, config = PartialState(), info["config"]
     device = torch.cuda.get_device_name() if state.device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return dict(top1=guesses.accuracy(1), top5=guesses.accuracy(5), standard_error=dict(top1=guesses.standard_error(1), top5=guesses.standard_error(5)),
-                pictures=len(guesses), unreadable=guesses.unreadable, published=published(config),
+                pictures=len(guesses), unreadable=guesses.unreadable, published=published(config, settings["size"], settings["crop"]),
                 protocol=f"short side to {round(settings['size'] / settings['crop'])} px (bilinear, antialiased), middle {settings['size']} px; one look, no flip",
                 settings=settings, checkpoint=dict(file=Path(info["file"]).name, sha256=file_hash(info["file"]), layout=info["layout"], config=config),
                 images_per_second=(len(guesses) + len(guesses.unreadable)) / guesses.seconds, seconds=guesses.seconds, processes=state.num_processes, device=device,
-                versions={p: version(p) for p in ("hrnet_nbdev", "torch", "torchvision", "numpy")} | {"python": sys.version.split()[0]},
+                versions={p: version(p) for p in ("torch", "torchvision", "numpy")} | {"hrnet_nbdev": __version__, "python": sys.version.split()[0]},
                 date=time.strftime("%Y-%m-%d %H:%M:%S"))
 
 def print_evaluation(
@@ -185,8 +188,7 @@ def hrnet_eval_imagenet(
     table, pairs = class_table(guesses, data.wnids, data.names), confused_pairs(matrix, 8)
     record = evaluation_record(guesses, info, root=str(root), split=split, size=size, crop=crop, precision=precision, batch_size=batch_size, workers=workers, limit=limit)
     print_evaluation(record, table, pairs, data.names)
-    file = Path(info["file"])
-    out = Path(out or Path("runs/eval_imagenet")/(file.parent.name if file.stem in ("best", "model") else file.stem))
+    out = Path(out or Path("runs/eval_imagenet")/run_name(info["file"]))
     write_json(out/"result.json", record, indent=1)
     write_table(out/"classes.csv", table)
     write_image(out/"confusion.jpg", draw_confusion(matrix, data.names))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'UserError', 'BadImage', 'sentence', 'underscored', 'user_errors', 'atomic_path', 'write_json',
-           'read_json', 'file_hash', 'check_space', 'full_disk', 'is_image', 'read_image', 'write_image', 'list_images',
-           'find_pictures', 'number_pictures']
+           'read_json', 'file_hash', 'check_space', 'full_disk', 'is_image', 'read_image', 'write_image',
+           'find_pictures', 'run_name', 'number_pictures']
 
 # %% ../nbs/00c_files.ipynb #c45c63df
 import errno, functools, glob, hashlib, json, os, re, shutil, sys
@@ -137,15 +137,6 @@ def write_image(
         _, data = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]), jpeg)
         tmp.write_bytes(data.tobytes())
 
-# %% ../nbs/00c_files.ipynb #4475b9d2
-def list_images(folder):
-    "The pictures directly in `folder`, sorted by name. Raises `UserError` when there is no such folder or no picture in it."
-    folder = Path(folder)
-    if not folder.is_dir(): raise UserError(f"{folder} is not a folder: check its name")
-    found = sorted(p for p in folder.iterdir() if p.is_file() and is_image(p))
-    if not found: raise UserError(f"{folder} holds no pictures: give a folder with .jpg or .png files")
-    return found
-
 # %% ../nbs/00c_files.ipynb #6d35a0a5
 def find_pictures(
     sources, # files, folders, or patterns such as 'photos/*.jpg'
@@ -164,6 +155,13 @@ def find_pictures(
     return list(dict.fromkeys(pictures)), others
 
 # %% ../nbs/00c_files.ipynb #4da6f5b7
+def run_name(
+    file, # a checkpoint
+): # str
+    "What to call results about a checkpoint: its own name, or its run's where all files are named alike."
+    file = Path(file).resolve()
+    return file.parent.name if file.stem in ("best", "model") else file.stem
+
 def number_pictures(
     pictures, # paths
 ): # dict path -> image id, dict path -> name for its results

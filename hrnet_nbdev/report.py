@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from fastcore.script import call_parse
+from . import __version__
 from .coco_eval import check_joints, check_results, coco_scores, official_evaluator, people_images, predict_split, score_table, submission_zip
 from .data import CocoPoses
 from .download import find_weights
 from .drawing import draw_poses, person_colors
 from .errors import (JOINT_KINDS, MENDING_ORDER, PERSON_KINDS, diagnose, example_pictures, gains_figure, joint_counts,
                                 joint_figure, mending_gains)
-from .files import UserError, atomic_path, file_hash, read_image, read_json, user_errors, write_json
+from .files import UserError, atomic_path, file_hash, read_image, read_json, run_name, user_errors, write_json
 from .higherhrnet import load_pose_model
 from .page import figure_svg, html_page, html_table, image_tag
 from .runs import git_revision
@@ -152,13 +153,13 @@ def card_facts(
     gt, people = data.coco, set(people_images(data.coco))
     ids = [i for i in data.ids[:limit] if i in people or not people_only]
     scores = {p: coco_scores(gt, results, data.schema.sigmas, ids, p, library) for p in {people_only, True}}
-    packages = ["torch", "numpy", "opencv-python-headless", library] + ["pycocotools"] * (library != "pycocotools")
+    packages = ["torch", "numpy", library] + ["pycocotools"] * (library != "pycocotools")
     name = ("only pictures with annotated people" if people_only else "all pictures") + f", first {limit}" * bool(limit)
     return dict(protocol=dict(name=name, split=data.split, annotations=data.file.name, people_only=people_only, limit=limit, library=library),
                 **made, scores=scores[people_only], people_only_scores=scores[True],
                 images=dict(count=len(ids), sha256=ids_hash(ids), ids=list(ids)),
                 people=sum(a["num_keypoints"] > 0 and not a["iscrowd"] for i in ids for a in gt.imgToAnns.get(i, ())), results=len(results),
-                versions={"hrnet_nbdev": version("hrnet_nbdev"), "python": sys.version.split()[0]} | {p: version(p) for p in packages},
+                versions={"hrnet_nbdev": __version__, "python": sys.version.split()[0], "opencv": cv2.__version__} | {p: version(p) for p in packages},
                 git=git_revision(), date=time.strftime("%Y-%m-%d %H:%M"))
 
 def card_analysis(
@@ -344,7 +345,7 @@ def hrnet_eval_coco(
     if bool(weights) == bool(results): raise UserError("give either --weights (a model to run) or --results (a file to score)")
     if limit < 0: raise UserError(f"--limit {limit} will not do: give how many pictures to run, or 0 for all")
     file = Path(results) if results else find_weights(weights)
-    name = file.resolve().parent.name if file.stem in ("best", "model") else file.stem
+    name = run_name(file)
     data, out = CocoPoses(root, split, only_annotated=False), Path(out or f"runs/eval/{name}")
     limit = limit if 0 < limit < len(data) else None
     if results:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FREE_SETTINGS', 'batch_keys', 'Seeded', 'rng_state', 'set_rng_state', 'read_state', 'write_state', 'git_revision',
-           'open_run', 'truncate_metrics', 'read_metrics', 'StopRequest', 'leave_signals_alone', 'preset_settings']
+           'open_run', 'truncate_metrics', 'read_metrics', 'StopRequest', 'leave_signals_alone', 'end_workers',
+           'preset_settings']
 
 # %% ../nbs/01b_runs.ipynb #c4742d23
-import json, random, signal, subprocess, sys, time
+import atexit, json, multiprocessing, random, signal, subprocess, sys, time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -171,6 +172,13 @@ class StopRequest:
 def leave_signals_alone(worker):
     "`worker_init_fn` of a loader: Ctrl-C reaches all processes of a terminal, but the main one decides when to stop."
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+
+@atexit.register
+def end_workers():
+    "Python ends its daemon processes with SIGTERM when it exits, and waits for them: those above would be waited for without end."
+    if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, signal.SIG_DFL)    # PyTorch would report each as a worker that died
+    for process in multiprocessing.active_children():
+        if process.daemon: process.kill()
 
 # %% ../nbs/01b_runs.ipynb #3253afdd
 def preset_settings(

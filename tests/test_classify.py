@@ -1,5 +1,6 @@
 """Classifying pictures and evaluating on class folders: odd files, odd checkpoints, several processes, the commands."""
 import csv, json, os, shutil, subprocess, sys
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,15 @@ def test_every_picture_once_in_order(n, batch_size, k):
     assert found.index.tolist() == list(range(n)) and found.labels.tolist() == [i % 3 for i in range(n)]
     assert found.classes.shape == (n, min(k, 7)) and (np.diff(found.probabilities) <= 0).all()
     assert all(len(set(row)) == len(row) for row in found.classes.tolist())
+
+def test_a_training_folder_reads_the_same_kinds(place, tmp_path):
+    "16 bits a channel, in a class folder: as `hrnet_classify` reads it, not as numbers up to 65535."
+    for split in ("train", "val"):
+        (tmp_path / split / "n00000001").mkdir(parents=True)
+        assert cv2.imwrite(str(tmp_path / split / "n00000001" / "deep.png"), (np.arange(64 * 64 * 3).reshape(64, 64, 3) * 5).astype(np.uint16))
+    item = ImageNet(tmp_path, "val", eval_transform(32))[0]["image"]
+    assert item.dtype == torch.uint8 and item.shape == (3, 32, 32)
+    assert torch.equal(item, Pictures([tmp_path / "val/n00000001/deep.png"], eval_transform(32))[0]["image"])
 
 def test_agrees_with_the_evaluation_of_training(place):
     model, data = tiny(), ImageNet(place / "imagenet", "val", eval_transform(32))

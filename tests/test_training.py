@@ -116,6 +116,14 @@ def test_ctrl_c_with_loader_processes_saves(sets, tmp_path):
     status, out = finish(process)
     assert status == 130 and "Traceback" not in out and read_state(tmp_path / "run")["step"] >= 3, out
 
+def test_a_loader_left_open_does_not_hold_up_the_exit(tmp_path):
+    "Its processes ignore the SIGTERM that Python ends them with, and are waited for."
+    script = tmp_path / "left_open.py"
+    script.write_text("from torch.utils.data import DataLoader\nfrom hrnet_nbdev.runs import leave_signals_alone\n"
+                      "batches = iter(DataLoader(range(1000), num_workers=2, worker_init_fn=leave_signals_alone))\nprint(next(batches))\n")
+    done = subprocess.run([sys.executable, str(script)], env=TINY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "tensor([0])\n" and done.stderr == "", done
+
 def test_damaged_state_is_named(sets, tmp_path):
     (tmp_path / "run/last").mkdir(parents=True)
     (tmp_path / "run/last/state.pt").write_bytes(b"half of a fi")
