@@ -10,7 +10,8 @@ from hrnet_nbdev.weights import save_weights
 
 MODULES = dict(hrnet_demo="demo", hrnet_synthetic="synthetic", hrnet_prepare_imagenet="prepare_imagenet", hrnet_prepare_coco="prepare_coco",
                hrnet_pretrain="imagenet", hrnet_eval_imagenet="eval_imagenet", hrnet_classify="classify", hrnet_train_pose="train_pose",
-               hrnet_eval_coco="report", hrnet_pose="inference", hrnet_weights="weights")
+               hrnet_eval_coco="report", hrnet_pose="pose_video", hrnet_walk="walking", hrnet_export="export",
+               hrnet_weights="weights")
 
 def run(command, *args):
     "Run a command in this process, through its own command line; return (exit status, what it wrote to stderr and stdout)."
