@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'SCORE_NAMES', 'Resize', 'multi_scale_size', 'affine_to_resized', 'resize_image', 'to_image_px',
-           'aggregate_heads', 'undo_flip', 'scale_maps', 'decoder_settings', 'predict_maps_batch', 'predict_maps',
-           'predict_poses_batch', 'predict_poses', 'oks', 'poses_to_coco', 'check_results', 'people_images',
-           'official_evaluator', 'coco_scores', 'equal_batches', 'predict_dataset', 'predict_split', 'check_joints',
-           'evaluate', 'submission_zip', 'score_table']
+           'aggregate_heads', 'undo_flip', 'device_of', 'scale_maps', 'decoder_settings', 'predict_maps_batch',
+           'predict_maps', 'predict_poses_batch', 'predict_poses', 'oks', 'poses_to_coco', 'check_results',
+           'people_images', 'official_evaluator', 'coco_scores', 'equal_batches', 'predict_dataset', 'predict_split',
+           'check_joints', 'evaluate', 'submission_zip', 'score_table']
 
 # %% ../nbs/05_coco_eval.ipynb #5b62b5ca
 import contextlib, io, json, time, zipfile
@@ -108,6 +108,14 @@ def undo_flip(
 # %% ../nbs/05_coco_eval.ipynb #63120917
 PRECISIONS = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
 
+# %% ../nbs/05_coco_eval.ipynb #b9b28813
+def device_of(
+    model, # a network, or what takes its place and has a `device`, such as an ONNX file's (`05d_export`)
+): # torch.device
+    "Where a model wants its input: the device of its parameters, if it does not say so itself."
+    return torch.device(model.device) if hasattr(model, "device") else next(model.parameters()).device
+
+# %% ../nbs/05_coco_eval.ipynb #858c3a07
 def scale_maps(
     model, # HigherHRNet in eval mode
     images, # uint8 RGB [B, h, w, 3], already resized; or one picture [h, w, 3]
@@ -119,7 +127,7 @@ def scale_maps(
     "One pass at one scale: network, flip, both heads, projected to `size`. Raises `ValueError` for a model in training mode."
     if images.ndim == 3: return tuple(m[0] for m in scale_maps(model, images[None], size, flip, precision, udp))
     if model.training: raise ValueError("the model is in training mode: call model.eval() first")
-    device, dtype = next(model.parameters()).device, PRECISIONS[precision]
+    device, dtype = device_of(model), PRECISIONS[precision]
     x = normalize(torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)).contiguous()
     if flip is not None: x = torch.cat([x, x.flip(-1)])
     with torch.autocast(device.type, dtype, enabled=dtype is not None): outputs = model(x)
@@ -212,7 +220,7 @@ def predict_poses_batch(
     **grouping, # det_thr, tag_thr, max_people, adjust, refine of `group`
 ): # list of B pairs like that of `predict_poses`
     "People in several pictures: maps, grouping, projection back."
-    device = next(model.parameters()).device
+    device = device_of(model)
     with _clock(timings, "network", device):
         heatmaps, tags, resizes = predict_maps_batch(model, images, input_size, flip, scales, schema, decoder, precision, udp)
     with _clock(timings, "grouping", device):
