@@ -1,5 +1,4 @@
 """Poses in pictures: the predictor's inputs, what display mode hides, and the command."""
-import json, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from PIL import Image
 from hrnet_nbdev import inference as inf
 from hrnet_nbdev.coco_eval import multi_scale_size
 from hrnet_nbdev.data import draw_heatmaps
-from hrnet_nbdev.files import UserError, read_image, write_image
+from hrnet_nbdev.files import UserError, find_pictures, number_pictures, read_image, write_image
 from hrnet_nbdev.higherhrnet import HigherHRNet
 from hrnet_nbdev.weights import save_weights
 
@@ -137,61 +136,30 @@ def test_shipped_weights_missing_is_one_sentence(tmp_path, monkeypatch):
     assert inf.shipped_weights("enormous").is_file()
 
 def test_find_pictures(folder):
-    found, others = inf.find_pictures([folder])
+    found, others = find_pictures([folder])
     assert [p.name for p in found] == ["a.jpg", "b.png", "damaged.jpg"] and [p.name for p in others] == ["notes.txt"]
-    assert [p.name for p in inf.find_pictures([folder/"*.jpg"])[0]] == ["a.jpg", "damaged.jpg"]
-    assert len(inf.find_pictures([folder, folder/"a.jpg"])[0]) == 3
+    assert [p.name for p in find_pictures([folder/"*.jpg"])[0]] == ["a.jpg", "damaged.jpg"]
+    assert len(find_pictures([folder, folder/"a.jpg"])[0]) == 3
     for nothing in (folder/"*.bmp", folder/"none.jpg", folder/"more"):
-        with pytest.raises(UserError, match=nothing.name.replace("*", r"\*")): inf.find_pictures([nothing])
+        with pytest.raises(UserError, match=nothing.name.replace("*", r"\*")): find_pictures([nothing])
 
 def test_a_name_with_brackets_is_a_name(tmp_path):
     write_image(tmp_path/"x[1].png", picture(1))
-    assert len(inf.find_pictures([tmp_path/"x[1].png"])[0]) == 1
+    assert len(find_pictures([tmp_path/"x[1].png"])[0]) == 1
 
 def test_numbers_and_names(tmp_path):
     coco = [tmp_path/"000000000139.jpg", tmp_path/"000000000285.jpg"]
-    assert list(inf.number_pictures(coco)[0].values()) == [139, 285]
+    assert list(number_pictures(coco)[0].values()) == [139, 285]
     mixed = [tmp_path/"a/x.jpg", tmp_path/"b/x.jpg", tmp_path/"a/x.png", tmp_path/"7.jpg"]
-    ids, names = inf.number_pictures(mixed)
+    ids, names = number_pictures(mixed)
     assert list(ids.values()) == [1, 2, 3, 4] and len(set(names.values())) == 4
 
-# ---- command
-
-def test_command(folder, checkpoint, tmp_path):
-    "Once as a user runs it: all that can be read is written, the rest is named, and the status says so."
-    out = tmp_path/"out"
-    done = subprocess.run([sys.executable, "-m", "hrnet_nbdev.inference", folder, "--weights", checkpoint, "--out", out, "--views",
-                           "--use_flip", "--score_thr", "0"], capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "notes.txt" in done.stdout and "damaged.jpg" in done.stderr.splitlines()[-1]
-    assert {p.name for p in out.iterdir()} == {f"{n}{v}.jpg" for n in "ab" for v in ("", ".heatmaps", ".tags")} | {"results.json"}
-    assert read_image(out/"a.jpg").shape == read_image(folder/"a.jpg").shape
-    results = json.loads((out/"results.json").read_text())
-    assert results and {r["file_name"] for r in results} <= {"a.jpg", "b.png"} and len(results[0]["keypoints"]) == 51
-
-def test_command_in_order(folder, checkpoint, tmp_path, capsys):
-    inf.hrnet_pose(sources=[str(folder/"a.jpg"), str(folder/"*.png")], weights=checkpoint, out=str(tmp_path/"o"))
-    assert "2 pictures" in capsys.readouterr().out
+# ---- folders
 
 def test_real_pictures(checkpoint, tmp_path):
     pictures = Path(__file__).parents[2]/"shared/coco_mini/images/train2017"
     if not pictures.is_dir(): pytest.skip("needs ../shared/coco_mini")
-    found, _ = inf.find_pictures([pictures])
+    found, _ = find_pictures([pictures])
     results, failed = inf.pose_files(inf.PosePredictor(checkpoint, exif=False), found, tmp_path/"out", progress=False)
     assert not failed and len(list((tmp_path/"out").glob("*.jpg"))) == len(found) == 80
     assert {r["image_id"] for r in results} <= {int(p.stem) for p in found}
-
-def fails(capsys, **options):
-    with pytest.raises(SystemExit) as stop: inf.hrnet_pose(**options)
-    err = capsys.readouterr().err
-    assert stop.value.code == 1 and err.splitlines()[-1].startswith("error: ") and err.count("error:") == 1
-    return err
-
-def test_command_explains_bad_input(folder, checkpoint, tmp_path, capsys):
-    picture = str(folder/"a.jpg")
-    assert "none.jpg" in fails(capsys, sources=[str(folder/"none.jpg")], weights=checkpoint)
-    assert "nothing.pth" in fails(capsys, sources=[picture], weights=str(tmp_path/"nothing.pth"))
-    assert "--out" in fails(capsys, sources=[picture], weights=checkpoint, out=str(folder))
-    assert "input size" in fails(capsys, sources=[picture], weights=checkpoint, input_size=-3)
-    assert "thr" in fails(capsys, sources=[picture], weights=checkpoint, det_thr=-1.0)
-    assert sorted(p.name for p in folder.iterdir()) == ["a.jpg", "b.png", "damaged.jpg", "more", "notes.txt"]
