@@ -124,13 +124,14 @@ def _draw_person(canvas, joints, shown, schema, color, radius, limbs, hollow, op
 
 # %% ../nbs/00b_drawing.ipynb #53760878
 def _write_number(canvas, number, joints, color, radius):
-    "Write a person's number on a label over the highest of its joints, in place; the label stays inside the picture."
-    font, scale = cv2.FONT_HERSHEY_DUPLEX, max(0.45, radius * 0.16)
+    "Write a person's number on a label over the highest of its joints, or beside it where there is no room, in place."
+    font, scale = cv2.FONT_HERSHEY_DUPLEX, max(0.38, radius * 0.15)
     thick = max(1, round(scale * 1.3))
     (w, h), _ = cv2.getTextSize(str(number), font, scale, thick)
     pad, (x, y) = max(2, h // 4), joints[joints[:, 1].argmin(), :2]
-    left = int(np.clip(x - w / 2, pad, max(pad, canvas.shape[1] - w - pad)))
-    base = int(np.clip(y - 2.5 * radius - pad, h + pad, max(h + pad, canvas.shape[0] - pad)))
+    left, base = x - w / 2, y - 2.5 * radius - pad
+    if base < h + pad: left, base = x + 2.5 * radius + pad, y + h / 2
+    left, base = (int(np.clip(v, low, max(low, high))) for v, low, high in ((left, pad, canvas.shape[1] - w - pad), (base, h + pad, canvas.shape[0] - pad)))
     cv2.rectangle(canvas, (left - pad, base - h - pad), (left + w + pad, base + pad), color, -1)
     ink = (0, 0, 0) if np.dot(color, (0.3, 0.59, 0.11)) > 110 else (255, 255, 255)
     cv2.putText(canvas, str(number), (left, base), font, scale, ink, thick, cv2.LINE_AA)
