@@ -91,7 +91,7 @@ def plan_walk(
     pairs=2, # how often two people cross
 ): # list of Walkers, farthest first
     "Who walks where and when: one stands and waves; pairs meet near the middle; the first of them turns round outside and comes back."
-    tall = h * np.linspace(.46, .7, 2 * pairs + 1)
+    tall = h * np.linspace(.58, .82, 2 * pairs + 1)
     # the one who waves stands farthest away, and everybody passes before them
     cast = [Walker(sample_person(rng), 1, tall[0], 0, w * rng.uniform(.25, .75), 0, rng.uniform(-10, 10))]
     for n, scale in enumerate(rng.permutation(tall[1:])):
@@ -99,8 +99,8 @@ def plan_walk(
         speed = way * scale * CYCLE * rng.uniform(.85, 1.1)
         meet = seconds * (n // 2 + .5 + rng.uniform(-.1, .1)) / pairs if not n % 2 else meet
         middle = w * rng.uniform(.42, .58)
-        cast.append(Walker(sample_person(rng), n + 2, scale, 0, middle - speed * meet, speed, rng.uniform(10, 35), phase=rng.uniform(0, 2 * np.pi)))
-    for walker in cast: walker.floor = h * .5 + .62 * walker.scale
+        cast.append(Walker(sample_person(rng), n + 2, scale, 0, middle - speed * meet, speed, rng.uniform(25, 50), phase=rng.uniform(0, 2 * np.pi)))
+    for walker in cast: walker.floor = .48 * h + .5 * walker.scale
     for first in cast[1:2]:
         # out at one side, a second behind the scenes, and back the same way
         edge, outside = w * (first.speed > 0), .5 * first.scale * np.sign(first.speed)
