@@ -225,7 +225,9 @@ def draw_views(
     if not set(views) - {"skeleton"}: return pictures
     f = min(1, LONGEST_VIEW / max(image.shape[:2]))
     (heatmaps, tags, resize), keypoints = maps, poses.keypoints * (f, f, 1)
-    if f < 1: image, resize = cv2.resize(image, None, fx=f, fy=f, interpolation=cv2.INTER_AREA), scaled(resize, f)
+    if f < 1:
+        w, h = (max(1, round(side * f)) for side in image.shape[1::-1])
+        image, resize = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), scaled(resize, f)
     heat, tag = maps_in_picture(heatmaps, tags, resize, image.shape[1::-1])
     if "heatmaps" in views: pictures["heatmaps"] = overlay_heatmaps(image, heat)
     if "tags" in views: pictures["tags"] = tag_image(tag, heat)
