@@ -54,14 +54,14 @@ def grouping_step(
     owner = (after[None, :, k, 2] > 0) & (after[None, :, k, :2] == candidates[:, None, :2]).all(2)    # two peaks never share a pixel
     return Step(k, before, after, candidates, means, np.round(distances) * 100 - candidates[:, 2:3], owner.argmax(1))
 
-# %% ../nbs/06c_explorer.ipynb #74db4ce6
+# %% ../nbs/06c_explorer.ipynb #0e5ada6c
 def list_pictures(
     pictures=None, # COCO folder, folder of pictures, pattern, file, array, or a list of files and arrays; None: a few synthetic ones
     split="val", # of a COCO folder
     limit=200, # take only the first so many
 ): # list of (name, function that returns image uint8 [H, W, 3], joints [P, K, 3] or None, `KeypointSchema` or None)
     "Pictures to choose from, none of them read yet. Raises `UserError` when there are none."
-    if pictures is None: pictures = write_coco(tempfile.mkdtemp(prefix="hrnet_nbdev_"), train=0, val=24, people=(2, 5), workers=1)
+    if pictures is None: pictures = write_coco(tempfile.mkdtemp(prefix="hrnet_nbdev_"), train=0, val=24, people=(2, 4), seed=108, workers=1)
     if isinstance(pictures, (str, Path)) and (Path(pictures)/"annotations").is_dir():
         data = CocoPoses(pictures, split, only_annotated=False)
         truth = lambda i: data.joints(i) if data.has_truth else None
@@ -262,7 +262,7 @@ def jpeg(self:Explorer): # bytes
     return cv2.imencode(".jpg", np.ascontiguousarray(self.picture()[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
 
 # %% ../nbs/06c_explorer.ipynb #a25943d6
-CELL = "padding:3px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid #8884;"
+CELL = "padding:2px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid #8884;"
 
 def chip(person):
     "A person's number on its colour."
@@ -273,7 +273,7 @@ def rows_html(head, rows):
     "A table of ready-made cells: HTML, or (HTML, style)."
     cell = lambda tag, c: f'<{tag} style="{CELL}{"" if isinstance(c, str) else c[1]}">{c if isinstance(c, str) else c[0]}</{tag}>'
     lines = ["".join(cell("th", c) for c in head), *("".join(cell("td", c) for c in row) for row in rows)]
-    return '<table style="border-collapse:collapse;line-height:1.5">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    return '<div style="overflow-x:auto"><table style="border-collapse:collapse;line-height:1.35">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 def tag_text(tags): return ", ".join(f"{t:.2f}" for t in np.atleast_1d(tags))
 
@@ -285,36 +285,39 @@ def step_html(self:Explorer, step): # HTML
     def row(n):
         chosen = self.clicked is not None and self.clicked[1] == n
         value, tags, person = step.candidates[n, 2], step.candidates[n, 3:], step.person[n]
-        costs = [(f'{step.cost[n, p]:.1f}<br><small style="opacity:.65">tags {distances[n, p]:.2f} apart</small>',
+        costs = [(f'{step.cost[n, p]:.1f}<br><small style="opacity:.65">Δ {distances[n, p]:.2f}</small>',
                   "background:rgb({},{},{},.4);".format(*person_color(p + 1)) if p == person else "") for p in range(P)]
         cells = [f"{'➤ ' if chosen else ''}{n + 1}", f"{xy[n, 0]:.0f}, {xy[n, 1]:.0f}", f"{value:.2f}", tag_text(tags), *costs, f"{'new person ' if person >= P else ''}{chip(person)}"]
         return [(c, "background:#8883;font-weight:600;") if chosen and isinstance(c, str) else c for c in cells]
-    head = ["candidate", "at x, y", "heatmap", "tag", *(f'{chip(p)}<br><small>mean tag {tag_text(step.means[p])}</small>' for p in range(P)), "goes to"]
+    head = ["candidate", "at x, y", "heatmap", "tag", *(f'{chip(p)}<br><small>tag {tag_text(step.means[p])}</small>' for p in range(P)), "goes to"]
     return rows_html(head, [row(n) for n in range(len(step.candidates))])
 
 # %% ../nbs/06c_explorer.ipynb #ab85fd1a
-RULE = ("Each number below a person is the <b>cost</b> of giving it the candidate: the rounded distance of the tags × 100, minus the heatmap value. "
-        "The least total wins (coloured); whoever lies farther than the tag threshold from everybody starts a new person.")
+RULE = ("Below each person: the <b>cost</b> of giving it the candidate, which is the distance Δ from its mean tag, rounded, × 100, minus the heatmap value. "
+        "The assignment with the least total wins (coloured). A candidate left over, or farther from its person than the tag threshold, starts a new one.")
+
+@patch
+def title(self:Explorer, joint): return html.escape(self.names[joint].replace("_", " "))
 
 @patch
 def step_title(self:Explorer, step): # HTML
     "What the table of a step is about, in a sentence or two."
-    name, n, P = html.escape(self.names[step.joint]), len(step.candidates), len(step.before)
+    name, n, P = self.title(step.joint), len(step.candidates), len(step.before)
     place = f"joint {self.order.index(step.joint) + 1} of {len(self.order)}"
     if self.clicked:
         mine, person = step.candidates[self.clicked[1]], step.person[self.clicked[1]]
-        title = f"You clicked the <b>{name}</b> of person {chip(person)}: tag {tag_text(mine[3:])}, heatmap {mine[2]:.2f}"
-        return f"<h4>{title}</h4><p>It is {place} to be handed out. Its {n} candidates, when {P} people had been started:</p>"
+        title = f"You clicked the {name} of person {chip(person)}: tag {tag_text(mine[3:])}, heatmap {mine[2]:.2f}"
+        return f"<h4 style='margin:6px 0'>{title}</h4><p style='margin:4px 0'>It is {place} to be handed out. Its {n} candidates, when {P} people had been started:</p>"
     many = f"{n} candidates" if n != 1 else "1 candidate"
     tail = "" if n else ": nothing to hand out"
-    return f"<h4>Step {place[6:]}: <b>{name}</b></h4><p>{many} for {P} people so far{tail}.</p>"
+    return f"<h4 style='margin:6px 0'>Step {place[6:]}: {name}</h4><p style='margin:4px 0'>{many} for {P} people so far{tail}.</p>"
 
 @patch
 def panel(self:Explorer): # HTML
     "What stands below the picture: the current step, or else the people."
     step = self.current
     if step: return self.step_title(step) + (self.step_html(step) if len(step.candidates) else "") + (f"<p><small>{RULE}</small></p>" if len(step.before) else "")
-    if self.step == 0: return f"<h4>Step 0 of {len(self.order)}: nobody yet</h4><p>Press ▶ to hand out the first joint, the {html.escape(self.names[self.order[0]])}.</p>"
+    if self.step == 0: return f"<h4>Step 0 of {len(self.order)}: nobody yet</h4><p>Press ▶ to hand out the first joint, the {self.title(self.order[0])}.</p>"
     ids, found = same_people(self.poses, self.everyone), self.poses.keypoints[..., 2] > 0
     rows = [[chip(i), f"{s:.2f}", f"{f.sum()} of {len(f)}", tag_text(t[f].mean(0)), f"{t[f].std(0).max():.2f}"] for i, s, f, t in zip(ids, self.poses.scores, found, self.poses.tags)]
     title = f"<h4>{len(rows)} {'person' if len(rows) == 1 else 'people'} found</h4>"
