@@ -39,19 +39,19 @@ class ExplorerWidget(widgets.VBox):
 @patch
 def choosers(self:ExplorerWidget):
     "Which picture, and what to see of it."
-    wide = dict(width="330px")
-    self.which = widgets.Dropdown(layout=dict(width="240px"))
+    wide = dict(width="370px")
+    self.which = widgets.Dropdown(layout=dict(width="280px"))
     self.previous, self.following = (widgets.Button(icon=i, tooltip=t, layout=dict(width="40px")) for i, t in (("chevron-left", "previous picture"), ("chevron-right", "next picture")))
     self.upload = widgets.FileUpload(accept="image/*", description="Your own", tooltip="a picture of yours; it stays on this computer", layout=dict(width="110px"))
-    self.path = widgets.Text(placeholder="or a folder, COCO folder or file, then Enter", continuous_update=False, layout=dict(width="216px"))
-    self.layer = widgets.ToggleButtons(options=LAYERS, style=dict(button_width="76px"))
+    self.path = widgets.Text(placeholder="or a folder, COCO folder or file, then Enter", continuous_update=False, layout=dict(width="256px"))
+    self.layer = widgets.ToggleButtons(options=LAYERS, style=dict(button_width="84px"))
     self.joint = widgets.Dropdown(options=[("all joints", None), *((n.replace("_", " "), k) for k, n in enumerate(self.explorer.names))], layout=wide)
     self.people, self.truth = (widgets.Checkbox(v, description=d, indent=False, layout=dict(width="150px")) for v, d in ((True, "skeletons"), (False, "truth (white)")))
 
 @patch
 def sliders(self:ExplorerWidget):
     "The thresholds and what the network looks at."
-    e, wide = self.explorer.predictor, dict(width="330px")
+    e, wide = self.explorer.predictor, dict(width="370px")
     slider = lambda name, value, top, text: widgets.FloatSlider(value, min=0, max=top, step=top / 100, description=text, readout_format=".2f", tooltip=HELP[name], layout=wide)
     self.det_thr = slider("det_thr", e.grouping["det_thr"], 1, "detection")
     self.tag_thr = slider("tag_thr", e.grouping["tag_thr"], 5, "tag")
@@ -87,7 +87,7 @@ def arrange(self:ExplorerWidget): # list of widgets
     for name, text in HELP.items(): controls += [getattr(self, name), small(text)]
     controls += [title("Network"), row(self.flip, self.scales), self.reset]
     head = widgets.HTML("<div>Move a slider: people are grouped anew from the same maps. <b>Click a joint</b> to see its tag, its rivals and its costs.</div>")
-    return [head, self.message, widgets.HBox([left, widgets.VBox(controls, layout=dict(width="350px", margin="0 0 0 16px"))]), self.table]
+    return [head, self.message, widgets.HBox([left, widgets.VBox(controls, layout=dict(width="390px", margin="0 0 0 16px"))]), self.table]
 
 @patch
 def fill(self:ExplorerWidget):
@@ -102,7 +102,7 @@ def refresh(self:ExplorerWidget, said=""):
     e = self.explorer
     if e.joints is None and (e.layer == "targets" or e.truth): said = said or "Nobody annotated this picture: truth and targets are known for the pictures of COCO folders."
     self.image.value, self.table.value = e.jpeg(), e.panel()
-    self.where.value = "" if e.step is None else f"{e.step} of {len(e.order)}" + (f": <b>{html.escape(e.names[e.order[e.step - 1]])}</b>" if e.step else "")
+    self.where.value = "" if e.step is None else f"{e.step} of {len(e.order)}" + (f": <b>{e.title(e.order[e.step - 1])}</b>" if e.step else "")
     self.message.value = notice(said).value
 
 def notice(said):
