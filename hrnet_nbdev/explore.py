@@ -39,19 +39,19 @@ class ExplorerWidget(widgets.VBox):
 @patch
 def choosers(self:ExplorerWidget):
     "Which picture, and what to see of it."
-    wide = dict(width="370px")
-    self.which = widgets.Dropdown(layout=dict(width="280px"))
+    wide = dict(width="350px")
+    self.which = widgets.Dropdown(layout=dict(width="258px"))
     self.previous, self.following = (widgets.Button(icon=i, tooltip=t, layout=dict(width="40px")) for i, t in (("chevron-left", "previous picture"), ("chevron-right", "next picture")))
-    self.upload = widgets.FileUpload(accept="image/*", description="Your own", tooltip="a picture of yours; it stays on this computer", layout=dict(width="110px"))
-    self.path = widgets.Text(placeholder="or a folder, COCO folder or file, then Enter", continuous_update=False, layout=dict(width="256px"))
+    self.upload = widgets.FileUpload(accept="image/*", description="Your own", tooltip="a picture of yours; it stays on this computer", layout=dict(width="130px"))
+    self.path = widgets.Text(placeholder="folder, COCO folder or file", continuous_update=False, layout=dict(width="214px"))
     self.layer = widgets.ToggleButtons(options=LAYERS, style=dict(button_width="84px"))
-    self.joint = widgets.Dropdown(options=[("all joints", None), *((n.replace("_", " "), k) for k, n in enumerate(self.explorer.names))], layout=wide)
+    self.joint = widgets.Dropdown(options=[("all joints", -1), *((n.replace("_", " "), k) for k, n in enumerate(self.explorer.names))], layout=wide)
     self.people, self.truth = (widgets.Checkbox(v, description=d, indent=False, layout=dict(width="150px")) for v, d in ((True, "skeletons"), (False, "truth (white)")))
 
 @patch
 def sliders(self:ExplorerWidget):
     "The thresholds and what the network looks at."
-    e, wide = self.explorer.predictor, dict(width="370px")
+    e, wide = self.explorer.predictor, dict(width="350px")
     slider = lambda name, value, top, text: widgets.FloatSlider(value, min=0, max=top, step=top / 100, description=text, readout_format=".2f", tooltip=HELP[name], layout=wide)
     self.det_thr = slider("det_thr", e.grouping["det_thr"], 1, "detection")
     self.tag_thr = slider("tag_thr", e.grouping["tag_thr"], 5, "tag")
@@ -81,13 +81,13 @@ def arrange(self:ExplorerWidget): # list of widgets
     small = lambda text: widgets.HTML(f'<div style="line-height:1.3;opacity:.7;font-size:12px;margin:-2px 0 2px">{text}</div>')
     title = lambda text: widgets.HTML(f'<div style="font-weight:600;margin-top:4px">{text}</div>')
     row = lambda *parts: widgets.HBox(parts, layout=dict(align_items="center"))
-    left = widgets.VBox([self.image, row(widgets.HTML("<b>Group step by step</b>&nbsp;"), self.first, self.back, self.forth, self.last, self.leave, self.where)], layout=dict(width=f"{VIEW + 4}px"))
+    left = widgets.VBox([self.image, row(widgets.HTML("<b>Group step by step</b>&nbsp;"), self.first, self.back, self.forth, self.last, self.leave, self.where)], layout=dict(flex="1 1 0", min_width="0", max_width=f"{VIEW + 4}px"))
     controls = [title("Picture"), row(self.previous, self.which, self.following), row(self.upload, self.path),
                 title("Layer"), self.layer, self.joint, row(self.people, self.truth), title("Thresholds")]
     for name, text in HELP.items(): controls += [getattr(self, name), small(text)]
     controls += [title("Network"), row(self.flip, self.scales), self.reset]
     head = widgets.HTML("<div>Move a slider: people are grouped anew from the same maps. <b>Click a joint</b> to see its tag, its rivals and its costs.</div>")
-    return [head, self.message, widgets.HBox([left, widgets.VBox(controls, layout=dict(width="390px", margin="0 0 0 16px"))]), self.table]
+    return [head, self.message, widgets.HBox([left, widgets.VBox(controls, layout=dict(flex="0 0 364px", margin="0 0 0 14px"))]), self.table]
 
 @patch
 def fill(self:ExplorerWidget):
@@ -122,7 +122,7 @@ def do(self:ExplorerWidget, action, *args, **kwargs):
 def connect(self:ExplorerWidget):
     "What each control does."
     e = self.explorer
-    for name, control in self.settings.items(): control.observe(lambda change, name=name: self.do(e.set, **{name: change["new"]}), "value")
+    for name, control in self.settings.items(): control.observe(lambda change, name=name: self.do(e.set, **{name: None if change["new"] == -1 else change["new"]}), "value")
     self.which.observe(lambda change: self.do(e.choose, change["new"]), "value")
     self.upload.observe(lambda change: [self.do(e.take_upload, f["name"], bytes(f["content"])) for f in change["new"]], "value")
     self.path.observe(lambda change: change["new"].strip() and self.do(e.open, change["new"].strip(), self.split), "value")

@@ -267,7 +267,8 @@ CELL = "padding:2px 9px;text-align:right;white-space:nowrap;border-bottom:1px so
 def chip(person):
     "A person's number on its colour."
     r, g, b = person_color(person + 1)
-    return f'<span style="background:rgb({r},{g},{b});color:#111;border-radius:9px;padding:0 7px;font-weight:600">{person + 1}</span>'
+    ink = "#111" if 0.3 * r + 0.59 * g + 0.11 * b > 110 else "#fff"
+    return f'<span style="background:rgb({r},{g},{b});color:{ink};border-radius:9px;padding:0 7px;font-weight:600">{person + 1}</span>'
 
 def rows_html(head, rows):
     "A table of ready-made cells: HTML, or (HTML, style)."
@@ -316,7 +317,7 @@ def step_title(self:Explorer, step): # HTML
 def panel(self:Explorer): # HTML
     "What stands below the picture: the current step, or else the people."
     step = self.current
-    if step: return self.step_title(step) + (self.step_html(step) if len(step.candidates) else "") + (f"<p><small>{RULE}</small></p>" if len(step.before) else "")
+    if step: return self.step_title(step) + (self.step_html(step) if len(step.candidates) else "") + (f"<p style='line-height:1.4'><small>{RULE}</small></p>" if len(step.before) else "")
     if self.step == 0: return f"<h4>Step 0 of {len(self.order)}: nobody yet</h4><p>Press ▶ to hand out the first joint, the {self.title(self.order[0])}.</p>"
     ids, found = same_people(self.poses, self.everyone), self.poses.keypoints[..., 2] > 0
     rows = [[chip(i), f"{s:.2f}", f"{f.sum()} of {len(f)}", tag_text(t[f].mean(0)), f"{t[f].std(0).max():.2f}"] for i, s, f, t in zip(ids, self.poses.scores, found, self.poses.tags)]

@@ -152,6 +152,7 @@ def test_explorer_in_a_browser(page, lab):
     image.click(position=dict(x=float(x * ratio), y=float(y * ratio)))
     wait_text(page, ".explore-table", f"You clicked the {explorer.title(explorer.clicked[0])}")
     changed(page, ".explore-image", "src", before)
+    page.mouse.move(0, 0)
     widget.screenshot(path=SHOTS/"explorer_clicked.png")
 
     # the stepper names each joint in turn, forwards and backwards

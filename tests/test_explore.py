@@ -122,6 +122,8 @@ def test_layers(widget):
     widget.joint.value = 9
     pictures.append(widget.image.value)
     assert len(set(pictures)) == len(pictures)
+    widget.reset.click()
+    assert widget.joint.label == "all joints" and widget.explorer.joint is None and widget.explorer.layer == "picture"
 
 def test_targets_lie_on_the_true_joints(widget):
     e = widget.explorer
