@@ -178,11 +178,13 @@ class Tracker:
         expected = np.array([t.at(time, self.memory) for t in self.tracks]).reshape(-1, *joints.shape[1:])
         oks = pairwise_oks(expected, joints, sigmas, self.drift * away)
         rows, cols = pair_up(oks, self.min_oks)
+        known = {}
         for row, col in zip(rows, cols):
             joints[col, :, 2] = near(joints[col], expected[row], self.reach + self.drift * away[row])
-            self.tracks[row].update(joints[col], time, expected[row], time - self.max_gap)
-        copies = (oks[rows] >= self.min_oks / 2).any(0)
-        return {col: self.tracks[row] for row, col in zip(rows, cols)}, copies
+            if not joints[col, :, 2].any(): continue                    # nothing of this pose is theirs
+            known[col] = self.tracks[row]
+            known[col].update(joints[col], time, expected[row], time - self.max_gap)
+        return known, (oks[rows] >= self.min_oks / 2).any(0)
 
     def __call__(self,
         poses, # `Poses` of the next frame
@@ -222,7 +224,7 @@ def track_scores(
     for f, t in zip(found, truth, strict=True):
         counted = (t.keypoints[..., 2] > 0).any(1)
         t = t[counted]
-        oks = pairwise_oks(t.keypoints, f.keypoints, t.schema.sigmas)
+        oks = pairwise_oks(t.keypoints, f.keypoints, t.schema.sigmas, at_least=1)
         for i, j in np.argwhere(oks >= min_oks): together[t.ids[i], f.ids[j]] = together.get((t.ids[i], f.ids[j]), 0) + 1
         # a pair that was together stays together as long as it may: + 1 outweighs any other similarity
         stay = np.array([[last.get(i) == j for j in f.ids] for i in t.ids], bool).reshape(oks.shape)
