@@ -160,7 +160,8 @@ def draw_poses(
     numbers = range(len(poses)) if ids is None else ids
     people = [(joints, _shown_joints(joints, thr), color, number)
               for joints, color, number in zip(poses, colors or map(person_color, numbers), numbers)]
-    people = [(joints, shown, color, number, radius or person_radius(joints[shown])) for joints, shown, color, number in people if shown.any()]
+    most = max(1.4, max(canvas.shape[:2]) / 30)      # a joint far outside of the picture must not make a giant of its person
+    people = [(joints, shown, color, number, radius or min(person_radius(joints[shown]), most)) for joints, shown, color, number in people if shown.any()]
     for joints, shown, color, _, r in people: _draw_person(canvas, joints, shown, schema, color, r, limbs, hollow, opacity)
     for joints, shown, color, number, r in people if ids is not None else (): _write_number(canvas, number, joints[shown], color, r)
     return canvas

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
-from .coco_eval import affine_to_resized, decoder_settings, equal_batches, multi_scale_size, oks, predict_maps_batch, to_image_px
+from .coco_eval import _check_protocol, affine_to_resized, decoder_settings, equal_batches, multi_scale_size, oks, predict_maps_batch, to_image_px
 from .data import COCO_SCHEMA, read_schema
 from .drawing import overlay_heatmaps, tag_image, triptych
 from .files import BadImage, UserError, atomic_path, full_disk, number_pictures, write_image, write_json
@@ -129,6 +129,7 @@ class PosePredictor:
         self.udp = said.get("udp") == "True" if udp is None else udp
         halves = self.device.startswith("cuda") and display and isinstance(self.model, torch.nn.Module)
         self.precision = ("fp16" if halves else "no") if precision == "auto" else precision
+        _check_protocol(scales, self.size, self.precision)
         self.flip, self.display, self.exif, self.decoder, self.scales, self.batch_size = flip, display, exif, decoder, tuple(scales), batch_size
         self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display, joint_order=self.schema.order)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)

@@ -24,13 +24,6 @@ def _over_white(picture): # PIL image
     paper.alpha_composite(picture.convert("RGBA"))
     return paper
 
-def _may_be_transparent(path):
-    "Has the file an alpha channel or a transparent colour? Only its first bytes are read, and formats without one not at all."
-    if Path(path).suffix.lower() not in (".png", ".webp", ".gif", ".tif", ".tiff"): return False
-    try:
-        with Image.open(path) as picture: return picture.has_transparency_data
-    except OSError: return False      # a kind that only OpenCV reads
-
 # %% ../nbs/05e_poses.ipynb #ae5bce72
 def _pil_picture(picture, exif): # uint8 RGB [H, W, 3]
     "A PIL image of any mode as an array."
@@ -38,6 +31,13 @@ def _pil_picture(picture, exif): # uint8 RGB [H, W, 3]
     if picture.mode in ("I;16", "I;16B", "I"): return (np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8)    # PIL itself would cut off at 255
     if picture.mode == "F": raise ValueError("a PIL image of mode F holds numbers of unknown range: convert it to 8 bits first")
     return np.asarray((_over_white(picture) if picture.has_transparency_data else picture).convert("RGB"))
+
+def _see_through(path, exif): # uint8 RGB [H, W, 3], or None
+    "A file with an alpha channel or a transparent colour, as PIL reads it; None if it has none, or is of a kind that only OpenCV reads."
+    if Path(path).suffix.lower() not in (".png", ".webp", ".gif", ".tif", ".tiff"): return None
+    try:
+        with Image.open(path) as picture: return _pil_picture(picture, exif) if picture.has_transparency_data else None
+    except (OSError, SyntaxError): return None        # the second is PIL's word for a damaged PNG
 
 def as_picture(
     source, # path, PIL image, or uint8 array: RGB [H, W, 3] or grey [H, W]
@@ -47,8 +47,8 @@ def as_picture(
     Raises `BadImage`, a `UserError`, for unreadable files and `ValueError` for arrays of another kind."""
     if isinstance(source, (str, Path)):
         image = read_image(source, exif=exif)
-        if image.shape[0] * image.shape[1] > PIL_PIXELS or not _may_be_transparent(source): return image
-        with Image.open(source) as source: source = _pil_picture(source, exif)
+        on_paper = _see_through(source, exif) if image.shape[0] * image.shape[1] <= PIL_PIXELS else None
+        return image if on_paper is None else on_paper
     if isinstance(source, Image.Image): source = _pil_picture(source, exif)
     image = np.asarray(source)
     if image.ndim == 2: image = np.repeat(image[..., None], 3, -1)
@@ -130,17 +130,15 @@ def csv_rows(poses): # list of P lists of str
     joint = lambda x, y, score: [f"{x:.2f}", f"{y:.2f}", f"{score:.4f}"] if score > 0 else ["", "", ""]
     return [[str(n), f"{s:.4f}", *(cell for xys in person for cell in joint(*xys))] for n, s, person in zip(number, poses.scores, poses.keypoints)]
 
-
-
-
 # %% ../nbs/05e_poses.ipynb #0d26cbb1
 def poses_to_supervision(
     poses, # `Poses`
 ): # supervision.KeyPoints
-    "The same people as key points of the package supervision."
+    "The same people as key points of the package supervision, 0.29 or newer. Raises `UserError` without it."
     try: import supervision as sv
     except ImportError: raise UserError("supervision is not installed: run `pip install supervision`, or use to_coco()") from None
     if not len(poses): return sv.KeyPoints.empty()
     data = {} if poses.ids is None else {"tracker_id": np.asarray(poses.ids)}
     xy, joint_scores = poses.keypoints[..., :2].astype(np.float32), poses.keypoints[..., 2].astype(np.float32)
-    return sv.KeyPoints(xy, np.zeros(len(poses), int), joint_scores, poses.scores.astype(np.float32), joint_scores > 0, data)
+    return sv.KeyPoints(xy, class_id=np.zeros(len(poses), int), keypoint_confidence=joint_scores, visible=joint_scores > 0,
+                        detection_confidence=poses.scores.astype(np.float32), data=data)

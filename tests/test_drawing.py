@@ -97,6 +97,11 @@ def test_a_person_outside_the_picture_changes_nothing_and_one_at_the_edge_is_cut
         assert not changed(d.draw_poses(PAPER, [away], opacity=True)).any()
     assert 0 < changed(d.draw_poses(PAPER, [standing(x=0)])).sum() < changed(d.draw_poses(PAPER, [standing()])).sum()
 
+def test_a_joint_far_away_does_not_make_a_giant():
+    pose = standing()
+    pose[9, 0] = 9e5
+    assert changed(d.draw_poses(PAPER, [pose])).mean() < 0.4
+
 def test_threshold():
     pose = standing(score=0.5)
     assert not changed(d.draw_poses(PAPER, [pose], thr=0.5)).any() and changed(d.draw_poses(PAPER, [pose], thr=0.49)).any()

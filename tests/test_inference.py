@@ -254,7 +254,7 @@ def test_scales_are_those_of_the_evaluation(checkpoint):
     ours = predictor.maps(picture(3))
     torch.testing.assert_close(ours[0], heatmaps)
     torch.testing.assert_close(ours[1], tags)
-    with pytest.raises(UserError, match="scales"): inf.PosePredictor(checkpoint, scales=(0.5, 2))(picture(3))
+    with pytest.raises(UserError, match="scales"): inf.PosePredictor(checkpoint, scales=(0.5, 2))
 
 def test_metric_mode_is_the_evaluation(checkpoint):
     poses, scores = predict_poses(inf.load_pose_model(checkpoint).eval(), picture(5), 64, flip=True)
@@ -268,11 +268,12 @@ def test_precision(checkpoint):
     error = {p: (inf.PosePredictor(checkpoint, precision=p).maps(picture(5))[0] - plain).abs().max() / plain.abs().max() for p in ("no", "fp16", "bf16")}
     assert error["no"] == 0 < error["fp16"] < error["bf16"] < 0.1
     assert inf.PosePredictor(checkpoint).precision == "no"                   # on a CPU
-    with pytest.raises(UserError, match="precision"): inf.PosePredictor(checkpoint, precision="double")(picture(5))
+    with pytest.raises(UserError, match="precision"): inf.PosePredictor(checkpoint, precision="double")
 
 def test_settings_that_will_not_do(checkpoint):
     with pytest.raises(UserError, match="batch size 0"): inf.PosePredictor(checkpoint, batch_size=0)
     with pytest.raises(UserError, match="'abacus'"): inf.PosePredictor(checkpoint, device="abacus")
+    with pytest.raises(UserError, match="input size -3"): inf.PosePredictor(checkpoint, size=-3)
     with pytest.raises(UserError, match="gone.pth"): inf.PosePredictor("gone.pth")
 
 def test_the_best_device_is_chosen(monkeypatch):
