@@ -5,7 +5,6 @@
 
 Medians over the repeats, which take turns; the ratio is between runs of the same minute."""
 import statistics, tempfile, time
-from contextlib import ExitStack
 from pathlib import Path
 import torch
 from fastcore.script import call_parse

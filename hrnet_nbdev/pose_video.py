@@ -130,7 +130,7 @@ class VideoResult:
         who = f" of {len(self.ids)} people" if self.ids else ""
         lines = [f"{self.frames} frames, {self.people} poses{who}{', sound ' + self.sound if self.sound else ''}: {', '.join(map(str, self.files))}"]
         if self.bad: lines.append(f"{self.bad} damaged packets or frames were left out")
-        if self.expected and not self.stopped and self.frames + self.bad < self.expected:
+        if self.expected and not self.stopped and self.frames + self.bad < 0.95 * self.expected:       # for some kinds it is an estimate
             lines.append(f"the file promises {self.expected} frames, but ends after {self.frames}: it may be cut off")
         return "\n".join([*lines, f"{rate}, {limits(self.busy, self.seconds)}"])
 
@@ -262,14 +262,15 @@ def parse_list(
     "The entries of an option that takes several. Raises `UserError`."
     try: entries = [kind(entry.strip()) for entry in text.split(",") if entry.strip()]
     except ValueError: entries = []
-    if not entries: raise UserError(f"{option} {text!r} will not do: give values with commas between them")
+    if not entries or kind is float and min(entries) <= 0: raise UserError(f"{option} {text!r} will not do: give values with commas between them")
     return entries
 
 # %% ../nbs/06b_pose_video.ipynb #bd00929a
 def pose_pictures(predictor, pictures, out, views, window): # messages about what could not be read
     "`pose_files`, then a line about it, then the pictures in the window."
     results, failed = pose_files(predictor, pictures, out, views)
-    print(f"{len(results)} people in {len(pictures) - len(failed)} pictures: {out}")
+    good = len(pictures) - len(failed)
+    print(f"{len(results)} people in {good} picture{'s' * (good != 1)}: {out}")
     for name in number_pictures(pictures)[1].values():
         file = out / f"{name}{'' if 'skeleton' in views else '.' + views[0]}.jpg"
         if window and file.exists() and window.show(read_image(file)): window.wait()

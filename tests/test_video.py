@@ -9,7 +9,7 @@ import pytest
 from test_cli import refuse, run
 from test_inference import tiny_model
 from hrnet_nbdev import pose_video as pv, video
-from hrnet_nbdev.files import UserError, read_image, write_image
+from hrnet_nbdev.files import UserError, write_image
 from hrnet_nbdev.inference import PosePredictor
 from hrnet_nbdev.synthetic import draw_scene
 from hrnet_nbdev.video import VideoReader, VideoWriter, upright
@@ -144,6 +144,7 @@ def test_cut_off(tmp_path):
     data = write(tmp_path / "a.mp4", noisy(60)).read_bytes()
     (tmp_path / "half.mp4").write_bytes(data[:len(data) // 2])              # the index is there, the end is not
     assert 5 < len(read(tmp_path / "half.mp4")[0]) < 55
+    assert "promises 60 frames, but ends after 30" in str(pv.VideoResult([], frames=30, expected=60, busy={"read": 1.0}))
     encode(tmp_path / "late.mp4", noisy(30))
     (tmp_path / "no_index.mp4").write_bytes((tmp_path / "late.mp4").read_bytes()[:9000])
     with pytest.raises(UserError, match="no_index.mp4 cannot be read as a video.*copy it again"): VideoReader(tmp_path / "no_index.mp4")
@@ -385,7 +386,7 @@ def test_mixed_sources(album, checkpoint, tmp_path):
     names = {"a.jpg", "results.json", "results.csv", *(f"{n}.{e}" for n in ("a", "a-2", "results-2") for e in ("mp4", "json", "csv"))}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names and "notes.txt" in out
     assert [len(read(tmp_path / f"out/{n}.mp4")[0]) for n in ("a", "a-2", "results-2")] == [2, 2, 2]
-    assert out.count("the stage that limits") == 3 and "in 1 pictures" in out
+    assert out.count("the stage that limits") == 3 and "in 1 picture:" in out
 
 def test_sources_that_will_not_do(album, checkpoint, tmp_path):
     no = lambda said, *a: refuse(said, "hrnet_pose", *a, "--weights", checkpoint, "--out", tmp_path / "out")
@@ -397,6 +398,7 @@ def test_sources_that_will_not_do(album, checkpoint, tmp_path):
     no("camera 91 does not answer", 91)
     no("view 'bones' is unknown", album / "a.mp4", "--views", "skeleton,bones")
     no("--scales 'big' will not do", album / "a.mp4", "--scales", "big")
+    no("--scales '0,1' will not do", album / "a.mp4", "--scales", "0,1")
     no("--every must be at least 1", album / "a.mp4", "--every", 0)
     no("--max-frames must be at least 0", album / "a.mp4", "--max-frames", -1)
     no("--det-thr must be at least 0", album / "a.mp4", "--det-thr", -1)
