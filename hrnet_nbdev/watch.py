@@ -128,6 +128,7 @@ def run_figure(
     if axes[0].lines: axes[0].set_yscale("log")
     _curves(axes[1], view.records, scores, "held-out pictures: " + ("average precision" if view.metric == "AP" else "right guesses"))
     _curves(axes[2], view.records, ["lr"], "learning rate")
+    axes[1].set_ylim(bottom=0)
     for ax in axes: ax.set_xlim(0, view.steps)
     return fig
 
