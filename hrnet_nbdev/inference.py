@@ -117,7 +117,7 @@ class PosePredictor:
         decoder="exact", # exact: as in the evaluation; fast: people are looked for on maps of half the size
         udp=None, # was the model trained with unbiased coordinates? None: as the checkpoint says, else no
         scales=(1,), # scale factors, such as (0.5, 1, 2): slower, finds more small and large people
-        precision="auto", # of the network: no (float32), bf16, fp16; auto: fp16 on CUDA in display mode, else float32
+        precision="no", # of the network: no (float32), bf16 or fp16: faster where the hardware is made for it, and a few joints move
         batch_size=1, # pictures of equal network input that run together
     ):
         "Raises `UserError` for files, devices and settings that will not do."
@@ -127,10 +127,9 @@ class PosePredictor:
         self.size = size or int(said.get("input_size", 512))
         self.schema = schema or _stored_schema(said, getattr(self.model, "config", {}).get("num_joints", COCO_SCHEMA.num_joints))
         self.udp = said.get("udp") == "True" if udp is None else udp
-        halves = self.device.startswith("cuda") and display and isinstance(self.model, torch.nn.Module)
-        self.precision = ("fp16" if halves else "no") if precision == "auto" else precision
-        _check_protocol(scales, self.size, self.precision)
-        self.flip, self.display, self.exif, self.decoder, self.scales, self.batch_size = flip, display, exif, decoder, tuple(scales), batch_size
+        _check_protocol(scales, self.size, precision)
+        self.flip, self.display, self.exif, self.decoder = flip, display, exif, decoder
+        self.scales, self.precision, self.batch_size = tuple(scales), precision, batch_size
         self.grouping = dict(decoder_settings(decoder)[1], det_thr=det_thr, tag_thr=tag_thr, refine=not display, joint_order=self.schema.order)
         self.hiding = dict(score_thr=score_thr, joint_thr=joint_thr)
 

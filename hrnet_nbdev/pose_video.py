@@ -307,7 +307,7 @@ def hrnet_pose(
     views: str = "skeleton", # any of skeleton,heatmaps,tags,triptych: files for a picture, side by side in a video
     exif: bool = True, # turn pictures as their EXIF orientation says; off for COCO, whose annotations ignore it
     decoder: str = "", # exact, as in the evaluation, or fast, on maps of half the size; default: exact for pictures, fast for videos
-    precision: str = "auto", # of the network: no (float32), bf16, fp16; auto: bf16 on CUDA, else float32
+    precision: str = "no", # of the network: no (float32), bf16 or fp16: faster where the hardware is made for it, and a few joints move
     batch_size: int = 1, # pictures or frames that the network takes at once
     device: str = "", # cuda, mps or cpu; default: the best there is
     track: bool = True, # people of a video keep their ids and colours; off: every frame for itself
