@@ -59,22 +59,27 @@ def lab(tmp_path_factory):
     with open(home/"server.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", *options], env=env, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
+
+    def ask(path, method="GET"):
+        "What the server's interface answers."
+        request = urllib.request.Request(f"{address}/api/{path}", method=method, headers={"Authorization": f"token {token}"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer: return json.loads(answer.read() or "null")
     try:
-        wait_for_server(server, f"{address}/api/status?token={token}", home/"server.log")
+        wait_for_server(server, ask, home/"server.log")
         opened = lambda notebook: f"{address}/lab/tree/{notebook}?reset&token={token}"
-        opened.log, opened.book = home/"server.log", home/"book"
+        opened.log, opened.book, opened.ask = home/"server.log", home/"book", ask
         yield opened
     finally:
         server.terminate()  # ends its kernels too
         try: server.wait(60)
         except subprocess.TimeoutExpired: server.kill()
 
-def wait_for_server(server, address, log):
+def wait_for_server(server, ask, log):
     "Until the server answers."
     until = time.monotonic() + PATIENCE
     while True:
         assert server.poll() is None and time.monotonic() < until, f"JupyterLab did not start:\n{log.read_text()}"
-        try: return urllib.request.urlopen(address, timeout=5).close()
+        try: return ask("status")
         except OSError: time.sleep(0.2)
 
 @pytest.fixture(scope="module")
@@ -98,9 +103,10 @@ def page(browser, lab, request):
         page.screenshot(path=SHOTS/f"failed_{name}.png")
         shutil.copy(lab.log, SHOTS/f"failed_{name}.log")
     page.close()
+    for kernel in lab.ask("kernels"): lab.ask(f"kernels/{kernel['id']}", "DELETE")  # or those of forty notebooks would stay in memory
 
-def run_all(page, address):
-    "Open a notebook and run all its cells from the menu; returns when the kernel has done the last one."
+def start_all(page, address):
+    "Open a notebook and run all its cells from the menu."
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_function("() => /\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText)")
@@ -110,6 +116,10 @@ def run_all(page, address):
         try: page.wait_for_function(f"() => {PROMPTS}.some(t => /[\\d*]/.test(t))", timeout=PATIENCE * 200)
         except TimeoutError: continue
         break
+
+def run_all(page, address):
+    "The same, until the kernel has done the last cell; there must be no output of an error."
+    start_all(page, address)
     page.wait_for_function(f"() => document.querySelector('{ERROR}') || {PROMPTS}.every(t => /\\d/.test(t))", timeout=5 * PATIENCE * 1000)
     errors = page.locator(ERROR).all_inner_texts()
     assert not errors, "\n".join(errors)
@@ -165,6 +175,15 @@ def test_explorer_in_a_browser(page, lab):
     back.click()
     wait_text(page, ".explore-where", f"2 of {len(explorer.order)}: {explorer.title(explorer.order[1])}")
     changed(page, ".explore-image", "src", third)
+
+@pytest.mark.slow
+def test_dashboard_moves_while_the_kernel_is_busy(page, lab):
+    "A cell waits for a training to end; the dashboard above it shows steps and the time left meanwhile, and the end."
+    start_all(page, lab("07a_watch.ipynb"))
+    page.wait_for_selector(".watch-text", timeout=5 * PATIENCE * 1000)
+    page.wait_for_function("() => /step [1-9].* images.s .* left/.test(document.querySelector('.watch-text').innerText)", timeout=5 * PATIENCE * 1000)
+    wait_text(page, ".watch-text", "finished")
+    page.locator(".hrnet-watch").screenshot(path=SHOTS/"watch.png")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
