@@ -103,7 +103,7 @@ class Track:
         fade = memory * -np.expm1(-(time - self.time) / memory) if memory else 0
         return self.joints + np.r_[self.velocity * fade * np.ones(2), 0]
 
-    def update(self, joints, time, expected, forget, inertia=0.2):
+    def update(self, joints, time, expected, forget, inertia=0.5):
         "Take in the joints [K, 3] found now; the others stay where they are `expected`, unless last seen before `forget`."
         there, step = joints[:, 2] > 0, time - self.time
         both = there & (self.joints[:, 2] > 0)
@@ -162,14 +162,16 @@ class Tracker:
         min_cutoff=2.0, # Hz, of that filter: lower is calmer
         beta=4.0, # of that filter, Hz for a person's size per second: higher lags less
         memory=1.0, # seconds that people are expected to walk on, fading; 0: they are expected where they were
-        reach=0.3, # joints farther from where they are expected, in sizes of the person, are somebody else's; inf: none are
+        reach=0.1, # joints farther from where they are expected, in sizes of the person, are somebody else's; inf: none are
+        swing=2.5, # how much farther they may be, in sizes per second since the last frame: arms and legs have a will of their own
         drift=0.25, # how far people stray from what is expected, in sizes per second out of sight
         fps=25.0, # frames per second, when the calls say no time
     ):
-        if min(max_gap, memory, reach, drift) < 0 or min_hits < 1 or fps <= 0:
-            raise ValueError("max_gap, memory, reach and drift must not be negative, min_hits at least 1, fps above 0")
-        self.min_oks, self.max_gap, self.min_hits, self.memory, self.reach, self.drift = min_oks, max_gap, min_hits, memory, reach, drift
-        self.filter, self.step = dict(min_cutoff=min_cutoff, beta=beta) if smooth else None, 1 / fps
+        if min(max_gap, memory, reach, swing, drift) < 0 or min_hits < 1 or fps <= 0:
+            raise ValueError("max_gap, memory, reach, swing and drift must not be negative, min_hits at least 1, fps above 0")
+        self.min_oks, self.max_gap, self.min_hits, self.memory, self.drift = min_oks, max_gap, min_hits, memory, drift
+        self.reach, self.swing, self.step = reach, swing, 1 / fps
+        self.filter = dict(min_cutoff=min_cutoff, beta=beta) if smooth else None
         self.tracks, self.time, self.last_id = [], None, 0
 
     def _match(self, joints, sigmas, time):
@@ -180,7 +182,7 @@ class Tracker:
         rows, cols = pair_up(oks, self.min_oks)
         known = {}
         for row, col in zip(rows, cols):
-            joints[col, :, 2] = near(joints[col], expected[row], self.reach + self.drift * away[row])
+            joints[col, :, 2] = near(joints[col], expected[row], self.reach + self.swing * (time - self.time) + self.drift * away[row])
             if not joints[col, :, 2].any(): continue                    # nothing of this pose is theirs
             known[col] = self.tracks[row]
             known[col].update(joints[col], time, expected[row], time - self.max_gap)
