@@ -202,7 +202,7 @@ def targets(self:Explorer): # float32 [K, h, w], `Resize`
     there = affine_to_resized(resize)
     joints = self.joints.astype(np.float64)
     joints[..., :2] = joints[..., :2] @ there[:, :2].T + there[:, 2]
-    return draw_heatmaps(torch.from_numpy(joints)[None], resize.size[::-1], udp=resize.udp)[0], resize
+    return draw_heatmaps(torch.from_numpy(joints).float()[None], resize.size[::-1], udp=resize.udp)[0], resize
 
 @patch
 def background(self:Explorer): # uint8 RGB [H, W, 3]

@@ -125,8 +125,9 @@ def test_layers(widget):
     widget.reset.click()
     assert widget.joint.label == "all joints" and widget.explorer.joint is None and widget.explorer.layer == "picture"
 
-def test_targets_lie_on_the_true_joints(widget):
-    e = widget.explorer
+@pytest.mark.parametrize("udp", [False, True])
+def test_targets_lie_on_the_true_joints(root, predictor, udp):
+    e = Explorer(PosePredictor(predictor.model, size=128, udp=udp), list_pictures(root))
     maps, resize = e.targets()
     for person in e.joints:
         x, y, v = person[9]
