@@ -76,6 +76,7 @@ def read_pickle(
     path:str|Path, # file written by `torch.save`
 ) -> object: # whatever it holds
     "Read a PyTorch file without running any code in it. Raises `UserError` when it asks for that, or is damaged"
+    if Path(path).suffix == '.onnx': raise UserError(f'{path} is an ONNX file, which only `hrnet_pose` runs: give the checkpoint it was made from')
     try:
         with torch.serialization.safe_globals(FORGOTTEN): return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # an unpickler that is fed a damaged file raises anything

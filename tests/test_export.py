@@ -236,6 +236,11 @@ def test_command(checkpoint, tmp_path):
     assert OnnxPose(tmp_path / "best.onnx").said["input_size"] == "96"
     assert run("hrnet_export", copy, "--top-k", 3)[0] == 0 and OnnxPose(tmp_path / "best.top3.onnx").top_k == 3
 
+def test_an_onnx_file_is_no_checkpoint(files, tmp_path):
+    "It is not called damaged by the commands that want one."
+    refuse("maps.onnx is an ONNX file", "hrnet_weights", "inspect", files[0])
+    refuse("maps.onnx is an ONNX file", "hrnet_export", files[0], "--out", tmp_path / "again.onnx")
+
 def test_command_refuses(checkpoint, tmp_path):
     save_weights(ClassificationHRNet(8, num_classes=3, head=8, **SMALL), tmp_path / "classes.safetensors")
     (tmp_path / "text.pth").write_text("a shopping list")
