@@ -36,6 +36,7 @@ class ExplorerWidget(widgets.VBox):
         self.add_class("hrnet-explorer")
         self.fill(); self.connect(); self.refresh()
 
+# %% ../nbs/07_explore.ipynb #2ef62c8f
 @patch
 def choosers(self:ExplorerWidget):
     "Which picture, and what to see of it."
@@ -48,6 +49,7 @@ def choosers(self:ExplorerWidget):
     self.joint = widgets.Dropdown(options=[("all joints", -1), *((n.replace("_", " "), k) for k, n in enumerate(self.explorer.names))], layout=wide)
     self.people, self.truth = (widgets.Checkbox(v, description=d, indent=False, layout=dict(width="150px")) for v, d in ((True, "skeletons"), (False, "truth (white)")))
 
+# %% ../nbs/07_explore.ipynb #4a3eec44
 @patch
 def sliders(self:ExplorerWidget):
     "The thresholds and what the network looks at."
@@ -63,6 +65,7 @@ def sliders(self:ExplorerWidget):
     self.settings = {name: getattr(self, name) for name in ("det_thr", "tag_thr", "score_thr", "flip", "scales", "layer", "joint", "people", "truth")}
     self.defaults = {name: control.value for name, control in self.settings.items()}
 
+# %% ../nbs/07_explore.ipynb #559ce424
 @patch
 def stepper(self:ExplorerWidget):
     "Buttons for grouping joint by joint."

@@ -140,17 +140,19 @@ def write_image(
 # %% ../nbs/00c_files.ipynb #6d35a0a5
 def find_pictures(
     sources, # files, folders, or patterns such as 'photos/*.jpg'
+    wanted=is_image, # path -> is it one? Files that are named are taken whatever they are
+    kind="picture", # what is wanted, for the message
 ): # pictures, other files that a folder held
-    "All pictures that the sources mean, in order. Raises `UserError` for a source that is not there."
+    "All pictures (or what else is `wanted`) that the sources mean, in order. Raises `UserError` for a source that is not there."
     pictures, others = [], []
     for source in map(str, sources):
         path = Path(source)
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.is_file())
-            others += [p for p in files if not is_image(p)]
-            found = [p for p in files if is_image(p)]
-        else: found = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(source)) if is_image(p)]
-        if not found: raise UserError(f"{source}: no picture there, give a picture, a folder of .jpg or .png files, or a pattern in quotes")
+            others += [p for p in files if not wanted(p)]
+            found = [p for p in files if wanted(p)]
+        else: found = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(source)) if wanted(p) and Path(p).is_file()]
+        if not found: raise UserError(f"{source}: no {kind} there, give a {kind}, a folder that holds some, or a pattern in quotes")
         pictures += found
     return list(dict.fromkeys(pictures)), others
 

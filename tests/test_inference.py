@@ -284,7 +284,6 @@ def test_the_best_device_is_chosen(monkeypatch):
     assert inf.pick_device() == "cpu"
 
 def test_an_onnx_file_takes_the_networks_place(checkpoint, tmp_path):
-    pytest.importorskip("onnxruntime")
     from hrnet_nbdev.export import export_onnx
     export_onnx(checkpoint, tmp_path/"toy.onnx")
     ours, theirs = inf.PosePredictor(checkpoint, flip=True), inf.PosePredictor(tmp_path/"toy.onnx", flip=True)
@@ -346,7 +345,7 @@ def test_equality():
     assert tracked()[[]] == tracked()[[]]
 
 def test_dataframe():
-    pandas = pytest.importorskip("pandas")
+    import pandas
     table = tracked().to_dataframe()
     assert list(table) == ["person", "id", "person_score", "joint", "x", "y", "score", "tag"] and len(table) == 34
     ear = table[(table.id == 3) & (table.joint == "right_ear")].iloc[0]
@@ -359,7 +358,7 @@ def test_dataframe():
     assert len(nobody) == 0 and list(nobody) == ["person", "person_score", "joint", "x", "y", "score", "tag"]
 
 def test_supervision(tmp_path):
-    sv = pytest.importorskip("supervision")
+    import supervision as sv
     found = tracked()
     theirs = found.to_supervision()
     np.testing.assert_array_equal(theirs.xy, found.keypoints[..., :2])

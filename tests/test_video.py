@@ -7,13 +7,12 @@ import cv2
 import numpy as np
 import pytest
 from test_cli import refuse, run
-from test_inference import tiny_model
+from test_inference import checkpoint
 from hrnet_nbdev import pose_video as pv, video
 from hrnet_nbdev.files import UserError, write_image
 from hrnet_nbdev.inference import PosePredictor
 from hrnet_nbdev.synthetic import draw_scene
 from hrnet_nbdev.video import VideoReader, VideoWriter, upright
-from hrnet_nbdev.weights import save_weights
 
 def frames(n, w=96, h=64):
     "A red square wanders over a smooth picture."
@@ -55,12 +54,6 @@ def encode(path, images, codec="libx264", pix_fmt="yuv420p", times=None, sound=N
     return path
 
 def psnr(a, b): return 10 * np.log10(255 ** 2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9))
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
-    save_weights(tiny_model(), path, input_size=64)
-    return str(path)
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint): return PosePredictor(checkpoint, score_thr=0, decoder="fast")
