@@ -2,6 +2,7 @@
 import csv, errno, json, os, signal, subprocess, sys, threading, time
 from contextlib import closing
 from fractions import Fraction
+from pathlib import Path
 import av
 import cv2
 import numpy as np
@@ -10,8 +11,10 @@ from test_cli import refuse, run
 from test_inference import checkpoint
 from hrnet_nbdev import pose_video as pv, video
 from hrnet_nbdev.files import UserError, write_image
-from hrnet_nbdev.inference import PosePredictor
+from hrnet_nbdev.inference import PosePredictor, shipped_weights
+from hrnet_nbdev.poses import Poses
 from hrnet_nbdev.synthetic import draw_scene
+from hrnet_nbdev.tracking import track_scores, true_poses
 from hrnet_nbdev.video import VideoReader, VideoWriter, upright
 
 def frames(n, w=96, h=64):
@@ -406,3 +409,17 @@ def test_one_bad_video_does_not_stop_the_rest(album, checkpoint, tmp_path):
 def test_show_without_a_display(album, checkpoint, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     refuse("--show", "hrnet_pose", album / "a.mp4", "--weights", checkpoint, "--out", tmp_path / "out", "--show")
+
+@pytest.mark.slow
+def test_the_walk_of_the_readme(tmp_path, monkeypatch):
+    "The two commands as they stand there: everybody has one number from the first frame to the last, through two crossings."
+    weights = shipped_weights()                      # found from the repository's folder
+    monkeypatch.chdir(tmp_path)
+    assert run("hrnet_walk", "walk.mp4", "--seed", 4)[0] == 0
+    assert run("hrnet_pose", "walk.mp4", "--weights", weights, "--det-thr", 0.2, "--out", "poses")[0] == 0
+    truth, frames = json.loads(Path("walk.json").read_text()), json.loads(Path("poses/walk.json").read_text())["frames"]
+    true = [true_poses([a for a in truth["annotations"] if a["image_id"] == im["id"]]) for im in truth["images"]]
+    keypoints = [np.array([p["keypoints"] for p in f["people"]], np.float32).reshape(-1, 17, 3) for f in frames]
+    found = [Poses(k, np.ones(len(k)), np.zeros((len(k), 17, 1)), ids=np.array([p["id"] for p in f["people"]], int)) for k, f in zip(keypoints, frames)]
+    scores = track_scores(found, true, 0.35)
+    assert (scores["switches"], scores["ids"]) == (0, 6) and scores["IDF1"] > 0.9, scores
